@@ -1,0 +1,50 @@
+"""One run: every section, the seed and the workspace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from echoray.config.base import Section
+from echoray.config.cluster import ClusterConfig
+from echoray.config.data import DataConfig
+from echoray.config.evaluate import EvaluateConfig
+from echoray.config.model import ModelConfig
+from echoray.config.serve import ServeConfig
+from echoray.config.train import TrainConfig
+
+
+class StorageConfig(Section):
+    """Object-storage options; credentials come from the environment or the pod's identity, never from here."""
+
+    endpoint_url: str | None = Field(None, description="S3 endpoint other than AWS")
+    region: str | None = None
+
+
+class RunConfig(Section):
+    """The whole configuration tree; ``echoray config schema`` prints its JSON schema."""
+
+    name: str = Field("echovlm", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    seed: int = Field(20260101, ge=0)
+    workspace: str = Field("file://./echoray-workspace", description="file:// or s3:// root of all artifacts")
+    storage: StorageConfig = StorageConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def merged(self, changes: dict[str, Any]) -> RunConfig:
+        """Return a validated copy with ``changes`` (a nested mapping) applied."""
+        return RunConfig.model_validate(deep_merge(self.model_dump(mode="json"), changes))
+
+
+def deep_merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``changes`` laid over it; mappings merge, everything else replaces."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
