@@ -5,7 +5,7 @@ Shape legend: H, W frame height and width in pixels; B rows; T tokens per row; P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -17,6 +17,9 @@ System = Literal["liver", "kidney", "thyroid", "vessel", "gynecology", "heart", 
 Task = Literal["report", "diagnosis", "vqa"]
 Language = Literal["en", "zh"]
 Split = Literal["train", "validation", "test"]
+
+# Called with (step, done, total or None); the CLI draws it, jobs log it.
+Progress = Callable[[str, int, "int | None"], None]
 
 SYSTEMS: tuple[System, ...] = get_args(System)
 TASKS: tuple[Task, ...] = get_args(Task)

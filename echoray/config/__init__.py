@@ -6,12 +6,12 @@ from echoray.config.data import DataConfig, PhantomConfig
 from echoray.config.evaluate import EvaluateConfig
 from echoray.config.load import load_run, run_digest, secret
 from echoray.config.model import ModelConfig
-from echoray.config.run import RunConfig, StorageConfig
+from echoray.config.run import RegistryConfig, RunConfig, StorageConfig
 from echoray.config.serve import ServeConfig
 from echoray.config.train import LoraConfig, StageConfig, TrainConfig
 
 __all__ = [
-    "ClusterConfig", "DataConfig", "EvaluateConfig", "LoraConfig", "ModelConfig", "PhantomConfig", "RunConfig",
+    "ClusterConfig", "DataConfig", "EvaluateConfig", "LoraConfig", "ModelConfig", "PhantomConfig", "RegistryConfig", "RunConfig",
     "ServeConfig", "StageConfig", "StorageConfig", "TrainConfig", "canonical_json", "digest", "load_run",
     "run_digest", "secret",
 ]

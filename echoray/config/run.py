@@ -22,6 +22,13 @@ class StorageConfig(Section):
     region: str | None = None
 
 
+class RegistryConfig(Section):
+    """The MLflow server that keeps runs and model versions."""
+
+    tracking_uri: str | None = Field(None, description="none given: SQLite in the workspace (file:// only)")
+    model_name: str = Field("echovlm", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+
+
 class RunConfig(Section):
     """The whole configuration tree; ``echoray config schema`` prints its JSON schema."""
 
@@ -33,6 +40,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    registry: RegistryConfig = RegistryConfig()
     serve: ServeConfig = ServeConfig()
     cluster: ClusterConfig = ClusterConfig()
 
