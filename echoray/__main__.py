@@ -1,0 +1,5 @@
+"""``python -m echoray``."""
+
+from echoray.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""``python -m echoray.cli``."""
+
+from echoray.cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""``echoray data``: from raw studies to shards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
+
+if TYPE_CHECKING:
+    from echoray.platform.pipeline import Pipeline
+    from echoray.types import ArtifactRef
+
+app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
+
+
+@app.command()
+def corpus(
+    config: ConfigOption = "tiny", overrides: SetOption = None, workspace: WorkspaceOption = None
+) -> None:
+    """Write the synthetic corpus and the package samples as DICOM."""
+    from echoray.cli.steps import pipeline
+
+    with pipeline(resolve(config, overrides, workspace)) as steps:
+        if steps.corpus is None:
+            typer.echo("nothing to write: data.source.phantom and data.source.package_samples are off")
+        else:
+            _tell(steps, steps.corpus)
+
+
+@app.command()
+def prepare(
+    config: ConfigOption = "tiny", overrides: SetOption = None, workspace: WorkspaceOption = None
+) -> None:
+    """De-identify, filter and split the studies; print the ledger."""
+    from echoray.cli.steps import pipeline
+    from echoray.cli.tables import print_ledger
+
+    with pipeline(resolve(config, overrides, workspace)) as steps:
+        _tell(steps, steps.studies)
+        print_ledger(steps, steps.studies)
+
+
+@app.command()
+def tokenize(
+    config: ConfigOption = "tiny", overrides: SetOption = None, workspace: WorkspaceOption = None
+) -> None:
+    """Build conversations and tokenize them to Parquet shards; print the ledger."""
+    from echoray.cli.steps import pipeline
+    from echoray.cli.tables import print_ledger
+
+    with pipeline(resolve(config, overrides, workspace)) as steps:
+        _tell(steps, steps.shards)
+        print_ledger(steps, steps.studies, steps.shards)
+
+
+def _tell(steps: Pipeline, ref: ArtifactRef) -> None:
+    typer.echo(steps.store.uri(ref.path))

@@ -1,0 +1,54 @@
+"""Tables that verbs print: the ledger, the evaluation, the machine check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from echoray.cli.console import console
+
+if TYPE_CHECKING:
+    from echoray.evaluate import EvalReport
+    from echoray.platform.doctor import Check
+    from echoray.platform.pipeline import Pipeline
+    from echoray.types import ArtifactRef
+
+_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
+
+
+def print_ledger(steps: Pipeline, *refs: ArtifactRef) -> None:
+    """Print what went in, came out and was quarantined (with the reasons) in each data step."""
+    table = Table(title="Ledger: in = out + quarantined", title_justify="left")
+    for column in ("step", "in", "out", "quarantined", "reasons"):
+        table.add_column(column, justify="left" if column in ("step", "reasons") else "right")
+    for ref in refs:
+        for row in json.loads(steps.store.read_bytes(f"{ref.path}/ledger.json")):
+            reasons = row["quarantined"]
+            why = ", ".join(f"{name} {count}" for name, count in sorted(reasons.items()))
+            counts = (row["records_in"], row["records_out"], sum(reasons.values()))
+            table.add_row(row["step"], *map(str, counts), why)
+    console.print(table)
+
+
+def print_evaluation(steps: Pipeline) -> EvalReport:
+    """Print the held-out figures per system and model; return the report."""
+    from echoray.evaluate import load_report
+
+    report = load_report(steps.run, steps.evaluation)
+    console.print(steps.store.read_bytes(f"{steps.evaluation.path}/table.md").decode(), markup=False)
+    console.print(f"saved: {steps.store.uri(steps.evaluation.path)}/report.html", soft_wrap=True)
+    return report
+
+
+def print_checks(checks: Iterable[Check]) -> bool:
+    """Print each check as it is made; False when any is an error."""
+    good = True
+    for check in checks:
+        console.print(f"{_MARKS[check.status]:<22} {check.name}: {check.detail}", soft_wrap=True)
+        if check.hint:
+            console.print(f"          -> {check.hint}", soft_wrap=True)
+        good = good and check.status != "error"
+    return good

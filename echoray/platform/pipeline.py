@@ -1,0 +1,117 @@
+"""The main job as a chain of artifacts: asking for a step makes what is missing before it, and nothing twice."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from echoray import artifacts
+from echoray.config import RunConfig
+from echoray.config.model import EMBEDDED_BASE
+from echoray.errors import ConfigError
+from echoray.storage import Store
+from echoray.types import ArtifactRef, ModelVersion, Progress
+
+StageName = Literal["align", "finetune"]
+# How the evaluated models are called in tables, in the order of training.
+MODEL_LABELS = {"base": "base", "align": "stage 1", "finetune": "stage 2"}
+
+
+class Pipeline:
+    """The steps of one run; every property is an artifact that is reused where it is finished."""
+
+    def __init__(self, run: RunConfig, store: Store, progress: Progress) -> None:
+        self.run = run
+        self.store = store
+        self.progress = progress
+
+    @cached_property
+    def corpus(self) -> ArtifactRef | None:
+        """Raw embedded studies (synthetic corpus, package samples); None when neither is configured."""
+        from echoray.data.shards import make_corpus
+
+        source = self.run.data.source
+        if source.phantom is None and not source.package_samples:
+            return None
+        return make_corpus(self.run, self.progress)
+
+    @cached_property
+    def studies(self) -> ArtifactRef:
+        """De-identified, filtered, split studies."""
+        from echoray.data.shards import prepare_studies
+
+        return prepare_studies(self.run, self.corpus, self.progress)
+
+    @cached_property
+    def shards(self) -> ArtifactRef:
+        """Tokenized Parquet shards."""
+        from echoray.data.shards import tokenize
+
+        return tokenize(self.run, self.studies, self.base, self.progress)
+
+    @cached_property
+    def base(self) -> Path:
+        """The directory of the Qwen2-VL that is upcycled."""
+        return base_directory(self.run)
+
+    @cached_property
+    def align(self) -> ArtifactRef:
+        """Stage 1 checkpoint: only the experts, the router and the mixing coefficients trained."""
+        from echoray.train import train_stage
+
+        return train_stage(self.run, "align", shards=self.shards, parent=None, progress=self.progress)
+
+    @cached_property
+    def finetune(self) -> ArtifactRef:
+        """Stage 2 checkpoint: experts and LoRA on the base."""
+        from echoray.train import train_stage
+
+        return train_stage(
+            self.run, "finetune", shards=self.shards, parent=self.align, progress=self.progress
+        )
+
+    def model(self, stage: StageName = "finetune") -> ArtifactRef:
+        """The merged, transformers- and vLLM-loadable directory of a stage."""
+        from echoray.train import export_checkpoint
+
+        checkpoint = self.align if stage == "align" else self.finetune
+        return export_checkpoint(self.run, checkpoint)
+
+    @cached_property
+    def evaluation(self) -> ArtifactRef:
+        """Held-out figures of base, stage 1 and stage 2."""
+        from echoray.evaluate import evaluate
+
+        models = {
+            MODEL_LABELS["base"]: self.base,
+            MODEL_LABELS["align"]: self.model("align"),
+            MODEL_LABELS["finetune"]: self.model("finetune"),
+        }
+        return evaluate(self.run, shards=self.shards, models=models, progress=self.progress)
+
+    @cached_property
+    def version(self) -> ModelVersion:
+        """The stage 2 model in the registry."""
+        from echoray.registry import register
+
+        return register(self.run, self.model("finetune"), self.evaluation)
+
+    def model_folder(self, stage: StageName = "finetune") -> Path:
+        """A stage's exported model as a local folder."""
+        return artifacts.fetch(self.store, self.model(stage))
+
+
+def base_directory(run: RunConfig) -> Path:
+    """Resolve ``model.base``: the embedded tiny base, or a local Qwen2-VL directory (ConfigError if absent)."""
+    if run.model.base == EMBEDDED_BASE:
+        from echoray.model.base import embedded_base
+
+        return embedded_base()
+    folder = Path(run.model.base).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"model.base {run.model.base!r}: no config.json there",
+            hint="download the Qwen2-VL directory first and name its path with --set model.base=PATH",
+        )
+    return folder

@@ -1,0 +1,1 @@
+"""Ray job entry points; nothing in echoray imports them."""

@@ -1,0 +1,1 @@
+"""Ray Serve applications; nothing in echoray imports them."""
