@@ -67,7 +67,9 @@ def find(store: Store, ref: ArtifactRef) -> Manifest | None:
             hint="delete the artifact's folder and run the step again",
         ) from None
     if manifest.ref != ref:
-        raise ArtifactError(f"{store.uri(path)}: belongs to another artifact", hint="delete the folder and run again")
+        raise ArtifactError(
+            f"{store.uri(path)}: belongs to another artifact", hint="delete the folder and run again"
+        )
     return manifest
 
 
@@ -75,7 +77,9 @@ def require(store: Store, ref: ArtifactRef, *, made_by: str) -> Manifest:
     """The manifest of an artifact that must be there; ``made_by`` is the command that makes it."""
     manifest = find(store, ref)
     if manifest is None:
-        raise ArtifactError(f"{store.uri(ref.path)}: not there or not finished", hint=f"run `{made_by}` first")
+        raise ArtifactError(
+            f"{store.uri(ref.path)}: not there or not finished", hint=f"run `{made_by}` first"
+        )
     return manifest
 
 
@@ -95,7 +99,9 @@ def seal(
     """
     known = digests or {}
     names = [path.removeprefix(f"{ref.path}/") for path in store.list(ref.path)]
-    files = {name: known.get(name) or sha256_of(store, f"{ref.path}/{name}") for name in names if name != MANIFEST}
+    files = {
+        name: known.get(name) or sha256_of(store, f"{ref.path}/{name}") for name in names if name != MANIFEST
+    }
     manifest = Manifest(ref, files, json.loads(canonical_json(config)), tuple(parents), dict(counts or {}))
     content = json.dumps(_to_json(manifest), indent=1, sort_keys=True).encode()
     if not store.write_bytes(f"{ref.path}/{MANIFEST}", content, if_absent=True):
@@ -149,7 +155,9 @@ def fetch(store: Store, ref: ArtifactRef, cache: Path | None = None) -> Path:
         store.download(f"{ref.path}/{name}", target)
         if _sha256_file(target) != expected:
             target.unlink()
-            raise ArtifactError(f"{store.uri(ref.path)}/{name}: content differs from the manifest", hint="restore it")
+            raise ArtifactError(
+                f"{store.uri(ref.path)}/{name}: content differs from the manifest", hint="restore it"
+            )
     return folder
 
 

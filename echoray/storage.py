@@ -37,7 +37,7 @@ class Store:
 
     @property
     def scheme(self) -> str:
-        """"file", "s3" or "memory"."""
+        """ "file", "s3" or "memory"."""
         return self.root.partition("://")[0]
 
     def filesystem(self) -> AbstractFileSystem:
@@ -151,8 +151,10 @@ def open_store(uri: str, *, endpoint_url: str | None = None, region: str | None 
     scheme, mark, rest = uri.partition("://")
     if not mark:
         scheme, rest = "file", uri
-    if scheme not in SCHEMES or not rest.strip("/") and scheme != "file":
-        raise ConfigError(f"storage {uri!r} is not supported", hint="use file://PATH, s3://BUCKET/PREFIX or a path")
+    if scheme not in SCHEMES or (not rest.strip("/") and scheme != "file"):
+        raise ConfigError(
+            f"storage {uri!r} is not supported", hint="use file://PATH, s3://BUCKET/PREFIX or a path"
+        )
     if scheme == "file":
         path = Path(rest).expanduser().absolute()
         if path.exists() and not path.is_dir():
@@ -216,13 +218,19 @@ def _translated(store: Store, path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise StorageError(f"{where}: not found", hint="check the path, or run the step that writes it") from None
+        raise StorageError(
+            f"{where}: not found", hint="check the path, or run the step that writes it"
+        ) from None
     except PermissionError:
         raise StorageError(f"{where}: permission denied", hint="check the owner or the credentials") from None
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StorageError(f"{where}: no space left", hint="free space and run the command again") from None
-        raise StorageError(f"{where}: {error.strerror or error}", hint="check the store and try again") from None
+            raise StorageError(
+                f"{where}: no space left", hint="free space and run the command again"
+            ) from None
+        raise StorageError(
+            f"{where}: {error.strerror or error}", hint="check the store and try again"
+        ) from None
     except Exception as error:
         if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs")):
             raise StorageError(f"{where}: {error}", hint="check endpoint, region and credentials") from None

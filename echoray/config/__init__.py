@@ -11,7 +11,21 @@ from echoray.config.serve import ServeConfig
 from echoray.config.train import LoraConfig, StageConfig, TrainConfig
 
 __all__ = [
-    "ClusterConfig", "DataConfig", "EvaluateConfig", "LoraConfig", "ModelConfig", "PhantomConfig", "RegistryConfig", "RunConfig",
-    "ServeConfig", "StageConfig", "StorageConfig", "TrainConfig", "canonical_json", "digest", "load_run",
-    "run_digest", "secret",
+    "ClusterConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "PhantomConfig",
+    "RegistryConfig",
+    "RunConfig",
+    "ServeConfig",
+    "StageConfig",
+    "StorageConfig",
+    "TrainConfig",
+    "canonical_json",
+    "digest",
+    "load_run",
+    "run_digest",
+    "secret",
 ]

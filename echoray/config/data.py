@@ -36,7 +36,7 @@ class DeidentifyConfig(Section):
     key_ref: str = Field(
         "env:ECHORAY_DEID_KEY",
         pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+|synthetic)$",
-        description="env:NAME or file:PATH of the HMAC key; 'synthetic' (a public key) for synthetic data only",
+        description="env:NAME or file:PATH of the HMAC key; 'synthetic': a public key for synthetic data",
     )
     pixels: bool = Field(True, description="find, read and remove burned-in patient text")
 
@@ -65,7 +65,9 @@ class DataConfig(Section):
     split: SplitConfig = SplitConfig()
     image_size_px: int = Field(392, multiple_of=28, ge=56, description="square target size; Table 9: 392")
     max_frames: int = Field(8, ge=1, description="key frames kept per study")
-    max_length_tokens: int = Field(32768, ge=64, description="longer examples go to quarantine; Table 9: 32,768")
+    max_length_tokens: int = Field(
+        32768, ge=64, description="longer examples go to quarantine; Table 9: 32,768"
+    )
     vqa_per_study: int = Field(2, ge=0, description="rule-based question and answer pairs per study")
     shard_rows: int = Field(1024, ge=1, description="rows per Parquet shard")
     num_workers: int = Field(2, ge=1, description="Ray Data workers for the CPU-heavy steps")

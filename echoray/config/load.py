@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,9 @@ def load_run(config: str, overrides: Sequence[str] = ()) -> RunConfig:
         # Laid over the defaults, so that naming one key of a section keeps the section's other defaults.
         return RunConfig().merged(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error), hint=f"`{LIST_KEYS}` prints every key with a valid value") from None
+        raise ConfigError(
+            _explain(error), hint=f"`{LIST_KEYS}` prints every key with a valid value"
+        ) from None
 
 
 def run_digest(config: RunConfig) -> str:
@@ -54,9 +57,13 @@ def secret(reference: str) -> str:
         try:
             value = Path(where).read_text()
         except OSError as error:
-            raise ConfigError(f"{reference}: {error.strerror}", hint="create the file or name another one") from None
+            raise ConfigError(
+                f"{reference}: {error.strerror}", hint="create the file or name another one"
+            ) from None
     if not value.strip():
-        raise ConfigError(f"{reference}: the secret is empty or not set", hint=f"set {where} before the command")
+        raise ConfigError(
+            f"{reference}: the secret is empty or not set", hint=f"set {where} before the command"
+        )
     return value.strip()
 
 
@@ -71,7 +78,9 @@ def _read(config: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
-        raise ConfigError(f"{config}: {error.strerror}", hint="check the path of the configuration file") from None
+        raise ConfigError(
+            f"{config}: {error.strerror}", hint="check the path of the configuration file"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{config}: not valid YAML: {error}", hint="correct the file's syntax") from None
     if not isinstance(values, dict):
@@ -90,10 +99,8 @@ def _override(item: str) -> dict[str, Any]:
         value = text
     # YAML 1.1 reads 3e-3 as text; a number is what the user means.
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)

@@ -15,12 +15,16 @@ class ModelConfig(Section):
     """Which Qwen2-VL is upcycled, and the dual-path Mixture-of-Experts that is added to it."""
 
     base: str = Field(EMBEDDED_BASE, description="'embedded' (the tiny base) or a Qwen2-VL directory")
-    mix: Literal["scalar", "token"] = Field("scalar", description="scalar: paper eq. 3; token: released checkpoint")
+    mix: Literal["scalar", "token"] = Field(
+        "scalar", description="scalar: paper eq. 3; token: released checkpoint"
+    )
     num_experts: int = Field(4, ge=0, description="routed experts per layer; 0 keeps the model dense")
     num_experts_per_tok: int = Field(2, ge=1)
     moe_intermediate_size: int = Field(1408, ge=8, multiple_of=8)
     shared_expert_intermediate_size: int = Field(5632, ge=0, multiple_of=8, description="0: no shared expert")
-    moe_layers: tuple[int, ...] | None = Field(None, description="decoder layers with experts; none given: all")
+    moe_layers: tuple[int, ...] | None = Field(
+        None, description="decoder layers with experts; none given: all"
+    )
     expert_init: Literal["random", "slices"] = Field("random", description="slices: copies of FFN slices")
     aux_loss_form: Literal["paper", "switch"] = Field("paper", description="eq. 8, or times the expert count")
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] = "grouped_mm"
@@ -29,6 +33,7 @@ class ModelConfig(Section):
     def _top_k_fits(self) -> ModelConfig:
         if self.num_experts and self.num_experts_per_tok > self.num_experts:
             raise ValueError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}, expected at most num_experts ({self.num_experts})"
+                f"num_experts_per_tok is {self.num_experts_per_tok}, "
+                f"expected at most num_experts ({self.num_experts})"
             )
         return self

@@ -20,8 +20,18 @@ PRESETS: dict[str, dict[str, Any]] = {
             "shared_expert_intermediate_size": 256,
         },
         "train": {
-            "align": {"learning_rate": 3e-3, "epochs": 8, "global_batch_size": 16, "checkpoint_every_steps": 50},
-            "finetune": {"learning_rate": 2e-3, "epochs": 4, "global_batch_size": 16, "checkpoint_every_steps": 50},
+            "align": {
+                "learning_rate": 3e-3,
+                "epochs": 8,
+                "global_batch_size": 16,
+                "checkpoint_every_steps": 50,
+            },
+            "finetune": {
+                "learning_rate": 2e-3,
+                "epochs": 4,
+                "global_batch_size": 16,
+                "checkpoint_every_steps": 50,
+            },
             "num_workers": 2,
             "precision": "fp32",
             "gradient_checkpointing": False,

@@ -16,7 +16,7 @@ from echoray.config.train import TrainConfig
 
 
 class StorageConfig(Section):
-    """Object-storage options; credentials come from the environment or the pod's identity, never from here."""
+    """Object-storage options; credentials come from the environment or the pod's identity."""
 
     endpoint_url: str | None = Field(None, description="S3 endpoint other than AWS")
     region: str | None = None

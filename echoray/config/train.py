@@ -21,7 +21,9 @@ class LoraConfig(Section):
 class StageConfig(Section):
     """One training stage; what trains is named by ``plan``."""
 
-    plan: Literal["align", "finetune"] = Field(description="align: MoE only; finetune: MoE and LoRA on the base")
+    plan: Literal["align", "finetune"] = Field(
+        description="align: MoE only; finetune: MoE and LoRA on the base"
+    )
     tasks: tuple[Task, ...] = TASKS
     epochs: int = Field(1, ge=1)
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")

@@ -18,7 +18,17 @@ from echoray.platform.workspace import MIN_FREE_BYTES, store_of
 Status = Literal["ok", "warning", "error"]
 
 # Bounds are those of pyproject.toml; doctor repeats only the packages whose mix of versions breaks silently.
-_PACKAGES = ("torch", "torchvision", "transformers", "ray", "deepspeed", "peft", "mlflow", "pydicom", "rapidocr")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "ray",
+    "deepspeed",
+    "peft",
+    "mlflow",
+    "pydicom",
+    "rapidocr",
+)
 _MIN_MEMORY_BYTES = 8 << 30
 
 
@@ -87,7 +97,9 @@ def _disk(run: RunConfig) -> Check:
     free = shutil.disk_usage(folder).free
     if free >= MIN_FREE_BYTES:
         return Check("disk", "ok", f"{free / 2**30:.1f} GiB free")
-    return Check("disk", "error", f"{free / 2**30:.2f} GiB free", "free at least 1 GiB or name another --workspace")
+    return Check(
+        "disk", "error", f"{free / 2**30:.2f} GiB free", "free at least 1 GiB or name another --workspace"
+    )
 
 
 def _workspace(run: RunConfig) -> Check:

@@ -1,4 +1,4 @@
-"""The main job as a chain of artifacts: asking for a step makes what is missing before it, and nothing twice."""
+"""The main job as a chain of artifacts: a step makes what is missing before it, and nothing twice."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Pipeline:
 
 
 def base_directory(run: RunConfig) -> Path:
-    """Resolve ``model.base``: the embedded tiny base, or a local Qwen2-VL directory (ConfigError if absent)."""
+    """Resolve ``model.base``: the embedded base, or a local Qwen2-VL directory (ConfigError if absent)."""
     if run.model.base == EMBEDDED_BASE:
         from echoray.model.base import embedded_base
 

@@ -67,5 +67,6 @@ def _make(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise StorageError(
-            f"cannot write to workspace {folder}: {error.strerror}", hint="name another folder with --workspace"
+            f"cannot write to workspace {folder}: {error.strerror}",
+            hint="name another folder with --workspace",
         ) from None
