@@ -1,0 +1,58 @@
+"""What the documentation shows must exist: links, files and commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)")
+BLOCK = re.compile(r"```console\n(.*?)```", re.S)
+LIGHT = ("config show", "config diff", "config schema", "--help", "--version")
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line for block in BLOCK.findall(page.read_text()) for line in block.splitlines()]
+    return [line.split("  #")[0].removeprefix("$ ").strip() for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "command",
+    sorted({c for page in PAGES for c in commands(page) if c.startswith(("echoray ", "python -m "))}),
+)
+def test_a_shown_command_exists_and_light_ones_run(command: str) -> None:
+    words = shlex.split(command)
+    words = [sys.executable, "-m", "echoray", *words[1:]] if words[0] == "echoray" else [sys.executable, *words[1:]]
+    light = any(mark in command for mark in LIGHT)
+    if not light:  # the verb and every option it is shown with must be known
+        options = [word for word in words if word.startswith("--")]
+        verb = words[:3] + [w for w in words[3:5] if re.fullmatch(r"[a-z]+", w)]
+        words = [*verb, "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    assert done.returncode in ((0, 1) if "config diff" in command else (0,)), done.stderr
+    if not light:
+        assert all(option in done.stdout for option in options), done.stdout
+
+
+def test_make_targets_named_in_the_pages_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = {c.split()[1] for page in PAGES for c in commands(page) if c.startswith("make ")}
+    assert named
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in named)
+
+
+def test_no_page_of_the_project_names_a_path_outside_of_it() -> None:
+    for page in PAGES:
+        assert not re.search(r"(?<![\w.])/(work|root|home)/", page.read_text()), page.name
