@@ -115,10 +115,10 @@ def _workspace(run: RunConfig) -> Check:
 
 
 def _base(run: RunConfig) -> Check:
-    from echoray.platform.pipeline import base_directory
+    from echoray.model.base import resolve_base
 
     try:
-        base_directory(run)
+        resolve_base(run.model.base)
     except EchoRayError as error:
         return Check("base model", "error", error.message, error.hint)
     return Check("base model", "ok", run.model.base)

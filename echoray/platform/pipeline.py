@@ -8,8 +8,6 @@ from typing import Literal
 
 from echoray import artifacts
 from echoray.config import RunConfig
-from echoray.config.model import EMBEDDED_BASE
-from echoray.errors import ConfigError
 from echoray.storage import Store
 from echoray.types import ArtifactRef, ModelVersion, Progress
 
@@ -53,7 +51,9 @@ class Pipeline:
     @cached_property
     def base(self) -> Path:
         """The directory of the Qwen2-VL that is upcycled."""
-        return base_directory(self.run)
+        from echoray.model.base import resolve_base
+
+        return resolve_base(self.run.model.base)
 
     @cached_property
     def align(self) -> ArtifactRef:
@@ -100,18 +100,3 @@ class Pipeline:
     def model_folder(self, stage: StageName = "finetune") -> Path:
         """A stage's exported model as a local folder."""
         return artifacts.fetch(self.store, self.model(stage))
-
-
-def base_directory(run: RunConfig) -> Path:
-    """Resolve ``model.base``: the embedded base, or a local Qwen2-VL directory (ConfigError if absent)."""
-    if run.model.base == EMBEDDED_BASE:
-        from echoray.model.base import embedded_base
-
-        return embedded_base()
-    folder = Path(run.model.base).expanduser()
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"model.base {run.model.base!r}: no config.json there",
-            hint="download the Qwen2-VL directory first and name its path with --set model.base=PATH",
-        )
-    return folder

@@ -1,0 +1,1 @@
+"""From raw studies to tokenized shards and packed batches."""
