@@ -1,0 +1,89 @@
+"""Rule-based conversations of a clean study: report, diagnosis, and questions whose answers the report holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import MappingProxyType
+
+import numpy as np
+
+from echoray.data.anatomy import SYSTEM_NAMES
+from echoray.types import Conversation, Language, Report, Study, Task
+
+SYSTEM_PROMPT = MappingProxyType(
+    {
+        "en": "You write draft ultrasound reports for a clinician. Research use only.",
+        "zh": "你为临床医生撰写超声报告草稿，仅供研究使用。",
+    }
+)
+# Wordings vary so that the model follows the intent; none of them names the organ.
+REPORT_PROMPTS: dict[Language, tuple[str, ...]] = {
+    "en": (
+        "Write the ultrasound report for these images.",
+        "Please provide the report of this examination.",
+        "Can a corresponding medical report be provided based on these ultrasound images?",
+    ),
+    "zh": ("请写出这些超声图像的报告。", "请根据图像出具超声检查报告。", "请提供本次检查的报告。"),
+}
+DIAGNOSIS_PROMPTS: dict[Language, tuple[str, ...]] = {
+    "en": ("What is the ultrasound diagnosis?", "Give the impression for these images."),
+    "zh": ("超声诊断是什么？", "请给出这些图像的超声提示。"),
+}
+ORGAN_QUESTIONS: dict[Language, tuple[str, str]] = {
+    "en": ("Which organ was examined?", "The {organ} was examined."),
+    "zh": ("检查的是哪个器官？", "检查的是{organ}。"),
+}
+SIZE_QUESTIONS: dict[Language, str] = {"en": "How large is the lesion?", "zh": "病灶有多大？"}
+SHADOW_QUESTIONS: dict[Language, tuple[str, str, str]] = {
+    "en": ("Is there acoustic shadowing?", "Yes, acoustic shadowing is present.", "No acoustic shadowing is described."),
+    "zh": ("有声影吗？", "有，后方可见声影。", "未描述声影。"),
+}
+_SIZE = re.compile(r"\d+(?:\.\d+)?(?:\s*[x×*]\s*\d+(?:\.\d+)?)?\s*(?:mm|cm|毫米|厘米)", re.IGNORECASE)
+_SHADOW = re.compile(r"shadow|声影", re.IGNORECASE)
+
+
+def conversations(study: Study, *, vqa_per_study: int, seed: int) -> list[Conversation]:
+    """A report, a diagnosis and up to ``vqa_per_study`` questions; the choice depends on (seed, study) alone."""
+    assert study.report is not None and study.system is not None
+    rng = np.random.default_rng((seed, int(study.study_hash[:12], 16)))
+    language, report = study.language, study.report
+    made = [("report", _one(rng, REPORT_PROMPTS[language]), report.text)]
+    if report.impression:
+        made.append(("diagnosis", _one(rng, DIAGNOSIS_PROMPTS[language]), report.impression))
+    questions = list(_questions(study))
+    for index in sorted(rng.permutation(len(questions))[:vqa_per_study]):
+        made.append(("vqa", *questions[index]))
+    return [
+        Conversation(
+            f"{study.study_hash[:16]}-{task}-{number}", study.study_hash, study.system, _task(task), language, *turn
+        )
+        for number, (task, *turn) in enumerate(made)
+    ]
+
+
+def _questions(study: Study) -> Iterator[tuple[str, str]]:
+    assert study.report is not None and study.system is not None
+    language = study.language
+    question, answer = ORGAN_QUESTIONS[language]
+    yield question, answer.format(organ=SYSTEM_NAMES[language][study.system])
+    size = extracted_size(study.report)
+    if size:
+        yield SIZE_QUESTIONS[language], size
+    question, yes, no = SHADOW_QUESTIONS[language]
+    yield question, yes if _SHADOW.search(study.report.text) else no
+
+
+def extracted_size(report: Report) -> str | None:
+    """The first measurement as the report writes it, or None."""
+    found = _SIZE.search(report.findings)
+    return found[0] if found else None
+
+
+def _one(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _task(name: str) -> Task:
+    tasks: dict[str, Task] = {"report": "report", "diagnosis": "diagnosis", "vqa": "vqa"}
+    return tasks[name]

@@ -1,0 +1,68 @@
+"""The rules of de-identification as data files, one per language, checked when they are loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import yaml
+from pydantic import BaseModel, ConfigDict, field_validator
+
+# Machines mix both languages on one screen, so every rule holds for every text.
+LANGUAGES = ("en", "zh")
+
+
+class RuleFile(BaseModel):
+    """Patterns by category: what is removed, and what may stay outside of the scan regions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deny: dict[str, tuple[str, ...]]
+    allow: dict[str, tuple[str, ...]]
+
+    @field_validator("deny", "allow")
+    @classmethod
+    def _compiles(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for patterns in value.values():
+            for pattern in patterns:
+                re.compile(pattern)
+        return value
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Compiled rules of all languages."""
+
+    deny: tuple[tuple[str, re.Pattern[str]], ...]
+    allow: tuple[tuple[str, re.Pattern[str]], ...]
+
+    def denied(self, text: str) -> str | None:
+        """The category of patient information that ``text`` shows, or None."""
+        return _first(self.deny, text)
+
+    def allowed(self, text: str) -> str | None:
+        """The category for which ``text`` may stay, or None."""
+        return _first(self.allow, text.strip())
+
+
+@cache
+def load_rules() -> Rules:
+    """Read and compile the rule files of the package."""
+    deny: list[tuple[str, re.Pattern[str]]] = []
+    allow: list[tuple[str, re.Pattern[str]]] = []
+    for language in LANGUAGES:
+        content = files(__package__).joinpath(f"{language}.yaml").read_text(encoding="utf-8")
+        rules = RuleFile.model_validate(yaml.safe_load(content))
+        for target, source in ((deny, rules.deny), (allow, rules.allow)):
+            target += [
+                (category, re.compile(pattern, re.IGNORECASE))
+                for category, patterns in source.items()
+                for pattern in patterns
+            ]
+    return Rules(tuple(deny), tuple(allow))
+
+
+def _first(rules: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str | None:
+    return next((category for category, pattern in rules if pattern.search(text)), None)

@@ -1,0 +1,35 @@
+"""Counting what goes in, comes out and is quarantined; written beside the data it describes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from echoray.storage import Store
+from echoray.types import Ledger, Rejection
+
+LEDGER_FILE = "ledger.json"
+QUARANTINE_FILE = "quarantine.parquet"
+
+
+def ledger_row(step: str, records_in: int, records_out: int, rejections: Iterable[Rejection]) -> Ledger:
+    """One ledger row; ValueError where the counts do not reconcile."""
+    reasons = Counter(one.reason for one in rejections if one.step == step)
+    return Ledger(step, records_in, records_out, dict(sorted(reasons.items())))
+
+
+def write_ledger(store: Store, path: str, rows: Sequence[Ledger], rejections: Sequence[Rejection]) -> None:
+    """Write ``ledger.json`` and ``quarantine.parquet`` (record, step, reason, detail) below ``path``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ordered = sorted(rejections, key=lambda one: (one.step, one.record, one.reason))
+    columns = {name: [getattr(one, name) for one in ordered] for name in ("record", "step", "reason", "detail")}
+    target = io.BytesIO()
+    pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), target)
+    store.write_bytes(f"{path}/{QUARANTINE_FILE}", target.getvalue())
+    content = [{**asdict(row), "quarantined": dict(row.quarantined)} for row in rows]
+    store.write_bytes(f"{path}/{LEDGER_FILE}", json.dumps(content, indent=1).encode())

@@ -1,0 +1,247 @@
+"""The Ray Data pipelines: corpus, clean studies, tokenized shards. Order and bytes do not depend on the workers."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from echoray import artifacts
+from echoray.config import RunConfig, digest
+from echoray.data.batch import SCHEMA_KEY, SHARD_SCHEMA
+from echoray.data.conversations import conversations
+from echoray.data.ledger import ledger_row, write_ledger
+from echoray.data.prepare import STEPS, PrepareFolders, deid_key
+from echoray.data.sources.dicom import StudyFiles, list_studies, package_samples
+from echoray.data.split import leaked_patients
+from echoray.data.tokens import ConversationTokenizer
+from echoray.errors import ArtifactError, InputDataError
+from echoray.storage import Store, open_store
+from echoray.types import SPLITS, ArtifactRef, Conversation, Progress, Rejection, Report, Study
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import ray.data
+
+CORPUS_BATCH = 8
+
+
+def make_corpus(run: RunConfig, progress: Progress) -> ArtifactRef:
+    """Write the synthetic corpus and the package samples as DICOM (artifact kind "corpus")."""
+    source = run.data.source
+    config = {
+        "phantom": None if source.phantom is None else source.phantom.model_dump(mode="json"),
+        "package_samples": source.package_samples,
+        "language": run.data.language,
+        "seed": run.seed,
+    }
+    ref = artifacts.plan("corpus", run.name, config=config)
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        counts = _write_phantom(run, folder, progress)
+        samples = package_samples() if source.package_samples else []
+        for path in samples:
+            # One folder each: they are unrelated studies that share example UIDs.
+            target = folder / "package-samples" / path.stem
+            target.mkdir(parents=True)
+            shutil.copyfile(path, target / path.name)
+        if not counts.get("num_studies") and not samples:
+            raise InputDataError("the corpus is empty", hint="set data.source.phantom.num_studies above 0")
+        return {**counts, "package_samples": len(samples)}
+
+    artifacts.produce(_store(run), ref, build, config=config)
+    return ref
+
+
+def _write_phantom(run: RunConfig, folder: Path, progress: Progress) -> Mapping[str, Any]:
+    from echoray.data.phantom import finish_corpus, write_one
+
+    phantom = run.data.source.phantom
+    if phantom is None or not phantom.num_studies:
+        return {}
+    seed, language = run.seed, run.data.language
+
+    def write(row: dict[str, Any]) -> dict[str, Any]:
+        return {"record": write_one(int(row["id"]), folder, phantom, seed=seed, language=language)}
+
+    records = []
+    for row in _streamed(_range(phantom.num_studies, CORPUS_BATCH).map(write)):
+        records.append(row["record"])
+        progress("synthetic studies", len(records), phantom.num_studies)
+    report = finish_corpus(folder, records)
+    return {"num_studies": report.num_studies, "num_frames": report.num_frames, "faults": dict(report.faults)}
+
+
+def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progress) -> ArtifactRef:
+    """Read, filter, de-identify and split every source (artifact kind "studies").
+
+    Raises InputDataError where there is no source, a folder is missing, or nothing is left.
+    """
+    store = _store(run)
+    key = deid_key(run.data)
+    config = {
+        "data": run.data.model_dump(mode="json", exclude={"num_workers": True, "source": {"phantom"}}),
+        "key": digest(key.hex())[:16],
+        "seed": run.seed,
+    }
+    parents = [corpus] if corpus else []
+    ref = artifacts.plan("studies", run.name, config=config, parents=parents)
+    if artifacts.find(store, ref) is not None:
+        return ref
+    artifacts.clear(store, ref)
+    folders = _folders(run, store, corpus)
+    rows: list[dict[str, Any]] = []
+    rejections: list[Rejection] = []
+    counts: Counter[str] = Counter()
+    for number, row in enumerate(_streamed(_prepared(run, folders, key)), start=1):
+        rows += row["studies"]
+        rejections += [Rejection(**one) for one in json.loads(row["rejections"])]
+        counts.update(json.loads(row["counts"]))
+        progress("de-identified folders", number, len(folders))
+    if not rows:
+        raise InputDataError(
+            f"no study is usable: {len(rejections)} records were rejected, most often for "
+            f"{Counter(one.reason for one in rejections).most_common(1)[0][0]}",
+            hint="check the studies; each needs ultrasound images and a report",
+        )
+    _refuse_leaks(rows)
+    rows.sort(key=lambda one: str(one["study_hash"]))
+    _write_parts(store, ref.path, rows, run.data.shard_rows)
+    ledger = [ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections) for step in STEPS]
+    write_ledger(store, ref.path, ledger, rejections)
+    summary = {"studies": len(rows), "splits": dict(Counter(str(one["split"]) for one in rows))}
+    artifacts.seal(store, ref, config=config, parents=parents, counts=summary)
+    return ref
+
+
+def _folders(run: RunConfig, store: Store, corpus: ArtifactRef | None) -> list[StudyFiles]:
+    sources = [(store.at(corpus.path), "corpus")] if corpus else []
+    for uri in run.data.source.dicom_uris:
+        options = {"endpoint_url": run.storage.endpoint_url, "region": run.storage.region}
+        sources.append((open_store(uri, **options), "dicom"))
+    if not sources:
+        raise InputDataError("no source of studies is configured", hint="set data.source.dicom_uris")
+    return [folder for source, name in sources for folder in list_studies(source, name)]
+
+
+def _prepared(run: RunConfig, folders: list[StudyFiles], key: bytes) -> ray.data.Dataset:
+    import ray.data
+
+    items = [{"folder": vars(folder)} for folder in folders]
+    dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // CORPUS_BATCH))
+    return dataset.map(
+        PrepareFolders,
+        fn_constructor_args=(run.data, key, run.seed),
+        concurrency=run.data.num_workers,
+        num_cpus=1,
+    )
+
+
+def _refuse_leaks(rows: Iterable[Mapping[str, Any]]) -> None:
+    leaked = leaked_patients((str(row["patient_key"]), str(row["split"])) for row in rows)
+    if leaked:
+        raise ArtifactError(f"{len(leaked)} patients are in more than one split", hint="report this as a defect")
+
+
+def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progress) -> ArtifactRef:
+    """Build conversations and tokenize them for the base model in ``base`` (artifact kind "shards")."""
+    store = _store(run)
+    config = {
+        "vqa_per_study": run.data.vqa_per_study,
+        "max_length_tokens": run.data.max_length_tokens,
+        "image_size_px": run.data.image_size_px,
+        "shard_rows": run.data.shard_rows,
+        "tokenizer": digest((base / "tokenizer.json").read_text()),
+        "seed": run.seed,
+    }
+    ref = artifacts.plan("shards", run.name, config=config, parents=[studies])
+    if artifacts.find(store, ref) is not None:
+        return ref
+    artifacts.require(store, studies, made_by="echoray data prepare")
+    artifacts.clear(store, ref)
+    tokenizer = ConversationTokenizer(base, run.data.image_size_px)
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    rejections: list[Rejection] = []
+    total = 0
+    for split, images, conversation in _conversations(run, store, studies, progress):
+        total += 1
+        row = tokenizer.encode(conversation, images)
+        if row["num_tokens"] > run.data.max_length_tokens:
+            rejections.append(Rejection(conversation.example_id, "tokenize", "too_long"))
+        else:
+            rows[split].append(row)
+    for split, kept in rows.items():
+        _write_parts(store, f"{ref.path}/{split}", kept, run.data.shard_rows)
+    kept_count = sum(map(len, rows.values()))
+    write_ledger(store, ref.path, [ledger_row("tokenize", total, kept_count, rejections)], rejections)
+    counts = {split: len(kept) for split, kept in rows.items()}
+    artifacts.seal(store, ref, config=config, parents=[studies], counts=counts)
+    return ref
+
+
+def _conversations(
+    run: RunConfig, store: Store, studies: ArtifactRef, progress: Progress
+) -> Iterator[tuple[str, list[bytes], Conversation]]:
+    import pyarrow.parquet as pq
+
+    paths = [path for path in store.list(studies.path) if path.rpartition("/")[2].startswith("part-")]
+    done = 0
+    for path in paths:
+        with store.open(path) as handle:
+            rows = pq.read_table(handle).to_pylist()
+        for row in rows:
+            done += 1
+            progress("tokenized studies", done, None if path != paths[-1] else done - 1 + len(rows) or done)
+            study = Study(
+                row["study_hash"], row["patient_key"], row["system"], row["language"], (),
+                Report(row["findings"], row["impression"]), row["source"],
+            )  # fmt: skip
+            for one in conversations(study, vqa_per_study=run.data.vqa_per_study, seed=run.seed):
+                yield row["split"], row["images"], one
+
+
+def _write_parts(store: Store, path: str, rows: list[dict[str, Any]], shard_rows: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number, start in enumerate(range(0, len(rows), shard_rows)):
+        table = pa.Table.from_pylist(rows[start : start + shard_rows])
+        target = io.BytesIO()
+        pq.write_table(_typed(table), target, compression="zstd")
+        store.write_bytes(f"{path}/part-{number:05d}.parquet", target.getvalue())
+
+
+def _typed(table: pa.Table) -> pa.Table:
+    """Token columns as int32, and the schema version in the metadata."""
+    import pyarrow as pa
+
+    for name in ("input_ids", "labels", "grid_thw"):
+        if name in table.column_names:
+            index = table.column_names.index(name)
+            table = table.set_column(index, name, table[name].cast(pa.list_(pa.int32())))
+    return table.replace_schema_metadata({SCHEMA_KEY: SHARD_SCHEMA})
+
+
+def _range(count: int, batch: int) -> ray.data.Dataset:
+    import ray.data
+
+    return ray.data.range(count, override_num_blocks=max(1, count // batch))
+
+
+def _streamed(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Rows in order as they are finished, without Ray Data's own progress bars."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    yield from dataset.iter_rows()
+
+
+def _store(run: RunConfig) -> Store:
+    return open_store(run.workspace, endpoint_url=run.storage.endpoint_url, region=run.storage.region)

@@ -1,0 +1,1 @@
+"""Where raw studies are read from."""
