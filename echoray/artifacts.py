@@ -106,6 +106,7 @@ def seal(
     content = json.dumps(_to_json(manifest), indent=1, sort_keys=True).encode()
     if not store.write_bytes(f"{ref.path}/{MANIFEST}", content, if_absent=True):
         logger.info("artifact %s was finished by another process", ref.path)
+        return find(store, ref) or manifest
     return manifest
 
 
@@ -119,15 +120,18 @@ def produce(
 ) -> Manifest:
     """Return the artifact's manifest, building it only where it is missing.
 
-    ``build`` fills a local folder and returns the counts; the files are uploaded, then the manifest.
-    Leftovers of an interrupted attempt are removed first.
+    ``build`` fills a local folder and returns the counts; leftovers of an interrupted attempt are removed,
+    the files are uploaded, then the manifest. What another process finished meanwhile is left as it is.
     """
     existing = find(store, ref)
     if existing is not None:
         return existing
-    clear(store, ref)
     with tempfile.TemporaryDirectory(prefix="echoray-") as folder:
         counts = build(Path(folder))
+        finished = find(store, ref)
+        if finished is not None:
+            return finished
+        clear(store, ref)
         digests = upload_folder(store, Path(folder), ref.path)
     return seal(store, ref, config=config, parents=parents, counts=counts, digests=digests)
 

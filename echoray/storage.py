@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,12 @@ from echoray.errors import ConfigError, StorageError
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+    from echoray.config import RunConfig
+
 logger = logging.getLogger(__name__)
 
 SCHEMES = ("file", "s3", "memory")
+_MEMORY_LOCK = threading.Lock()  # memory:// has no conditional put of its own
 _CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 
@@ -165,6 +169,11 @@ def open_store(uri: str, *, endpoint_url: str | None = None, region: str | None 
     return Store(f"{scheme}://{rest.rstrip('/')}", endpoint_url, region)
 
 
+def store_of(run: RunConfig) -> Store:
+    """The store that all artifacts of ``run`` live in."""
+    return open_store(run.workspace, endpoint_url=run.storage.endpoint_url, region=run.storage.region)
+
+
 def _relative(name: str, base: str) -> str:
     return name.removeprefix(base).lstrip("/")
 
@@ -197,10 +206,11 @@ def _write_file(target: Path, content: bytes, if_absent: bool) -> bool:
 
 def _put_if_absent(fs: Any, key: str, content: bytes) -> bool:
     if fs.protocol == "memory":
-        if fs.exists(key):
-            return False
-        fs.pipe_file(key, content)
-        return True
+        with _MEMORY_LOCK:
+            if fs.exists(key):
+                return False
+            fs.pipe_file(key, content)
+            return True
     bucket, _, name = key.partition("/")
     try:
         fs.call_s3("put_object", Bucket=bucket, Key=name, Body=content, IfNoneMatch="*")

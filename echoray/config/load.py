@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -18,6 +18,7 @@ from echoray.config.presets import PRESETS
 from echoray.config.run import RunConfig, deep_merge
 from echoray.errors import ConfigError
 
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 LIST_KEYS = "echoray config show --preset tiny"
 
 
@@ -81,12 +82,18 @@ def _read(config: str) -> dict[str, Any]:
         raise ConfigError(
             f"{config}: {error.strerror}", hint="check the path of the configuration file"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{config}: not valid YAML: {error}", hint="correct the file's syntax") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{config}: expected a mapping of sections", hint=f"see `{LIST_KEYS}`")
     preset = values.pop("preset", None)
-    return deep_merge(_read(preset), values) if preset else values
+    if preset is None:
+        return values
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"{config}: preset {preset!r} is not known", hint=f"choose one of {', '.join(PRESETS)}"
+        )
+    return deep_merge(PRESETS[preset], values)
 
 
 def _override(item: str) -> dict[str, Any]:
@@ -98,9 +105,8 @@ def _override(item: str) -> dict[str, Any]:
     except yaml.YAMLError:
         value = text
     # YAML 1.1 reads 3e-3 as text; a number is what the user means.
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)

@@ -1,4 +1,4 @@
-"""The dual-path feed-forward block: the frozen FFN beside shared and routed experts (She et al., EchoVLM, eq. 3).
+"""The dual-path block: the frozen FFN beside shared and routed experts (She et al., EchoVLM, eq. 3).
 
 Shape legend: B rows, T tokens, N = B*T, H hidden size, E experts, K experts per token, I expert width.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2MLP
@@ -18,7 +18,7 @@ from echoray.model.router import Router
 
 @use_experts_implementation
 class Experts(nn.Module):
-    """The routed experts E_i, stacked; ``config._experts_implementation`` picks eager, batched_mm or grouped_mm."""
+    """The routed experts E_i, stacked; transformers' experts implementation picks how they are computed."""
 
     def __init__(self, config: EchoVLMTextConfig) -> None:
         super().__init__()
@@ -33,8 +33,8 @@ class Experts(nn.Module):
         out_NH = torch.zeros_like(x_NH)
         for expert in range(self.num_experts):
             token, slot = (index_NK == expert).nonzero(as_tuple=True)
-            gate, up = F.linear(x_NH[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
-            y = F.linear(self.act_fn(gate) * up, self.down_proj[expert])
+            gate, up = functional.linear(x_NH[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            y = functional.linear(self.act_fn(gate) * up, self.down_proj[expert])
             out_NH = out_NH.index_add(0, token, y * weight_NK[token, slot, None])
         return out_NH
 
@@ -52,7 +52,7 @@ class SharedExpert(Qwen2MLP):
 
 
 class ScalarMix(nn.Module):
-    """eq. 3: a FFN + (1 - a) (l S + R), with a and l learnable scalars of the layer, kept in (0, 1) by a sigmoid."""
+    """eq. 3: a FFN + (1 - a) (l S + R), with a and l learnable scalars of the layer, a sigmoid each."""
 
     def __init__(self, config: EchoVLMTextConfig) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ScalarMix(nn.Module):
 
 
 class TokenMix(nn.Module):
-    """The released checkpoint's mix: softmax(Linear(H, 2)(n)) weighs MoE (0) and FFN (1); S is gated per token."""
+    """The released checkpoint's mix: softmax(Linear(H, 2)(n)) weighs MoE (0) and FFN (1), a gate weighs S."""
 
     def __init__(self, config: EchoVLMTextConfig) -> None:
         super().__init__()

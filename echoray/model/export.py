@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from echoray.errors import ModelLoadError
-from echoray.model.modeling import EchoVLMForConditionalGeneration
+from echoray.model.modeling import EchoVLMForConditionalGeneration, load_strictly
 from echoray.model.trainable import merge_adapters
 
 # Tokenizer and processor files, copied from the base as they are.
@@ -47,14 +46,15 @@ Load with `import echoray.model` and `AutoModelForImageTextToText.from_pretraine
 def export_model(
     model: EchoVLMForConditionalGeneration, base: Path, out: Path, *, metadata: Mapping[str, Any]
 ) -> None:
-    """Merge the adapters and write weights (safetensors), processor files of ``base``, card and ``metadata``.
+    """Write weights (safetensors), the processor files of ``base``, a model card and ``metadata``.
 
-    ``metadata`` becomes echoray.json and must hold ``name``, ``image_size_px``, ``system_prompt`` and ``lineage``.
+    Adapters are merged into ``model`` itself. ``metadata`` becomes echoray.json and must hold ``name``,
+    ``image_size_px``, ``system_prompt`` and ``lineage`` (the artifacts it was made from).
     """
     merge_adapters(model)
     model.eval()
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out, max_shard_size=f"{MAX_SHARD_BYTES // 1000**3}GB")
+    model.save_pretrained(out, max_shard_size=MAX_SHARD_BYTES)
     for name in PROCESSOR_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
@@ -66,18 +66,14 @@ def export_model(
         num_experts=text.num_experts,
         num_experts_per_tok=text.num_experts_per_tok,
         image_size_px=metadata["image_size_px"],
-        lineage=metadata["lineage"],
+        lineage=", ".join(metadata["lineage"]) or "none recorded",
     )
     (out / "README.md").write_text(card)
 
 
 def load_exported(folder: Path, *, dtype: torch.dtype = torch.float32) -> EchoVLMForConditionalGeneration:
-    """Load an exported directory; ModelLoadError where a weight is missing or unexpected."""
-    try:
-        model, info = EchoVLMForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except OSError as error:
-        raise ModelLoadError(f"{folder}: {error}", hint="name a directory that `echoray train export` wrote") from None
-    wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
-    if wrong:
-        raise ModelLoadError(f"{folder}: {len(wrong)} weights do not fit, first {wrong[:3]}", hint="export it again")
-    return model.eval()
+    """Load an exported directory.
+
+    Raises ModelLoadError where a weight is missing, not known or of another shape.
+    """
+    return load_strictly(folder, hint="name a directory that `echoray train export` wrote", dtype=dtype)

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
-from echoray.model.configuration import EchoVLMTextConfig
+from echoray.model.configuration import AuxLossForm, EchoVLMTextConfig
 
 _recorded: ContextVar[list[Tensor] | None] = ContextVar("router_logits", default=None)
 
@@ -23,7 +22,8 @@ _recorded: ContextVar[list[Tensor] | None] = ContextVar("router_logits", default
 def record_router_logits() -> Iterator[list[Tensor]]:
     """Collect every router's logits (N, E), in layer order, of the forward passes inside the block.
 
-    The backward recomputation of gradient checkpointing happens outside of the block and records nothing.
+    They carry gradients. Call backward() after the block: with gradient checkpointing it runs the layers a
+    second time, which must not be recorded.
     """
     logits: list[Tensor] = []
     token = _recorded.set(logits)
@@ -48,24 +48,29 @@ class Router(nn.Module):
 
     def forward(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
         """Indices (N, K) int64 and weights (N, K) in the dtype of ``x_NH``."""
-        logits_NE = F.linear(x_NH, self.weight)
+        logits_NE = functional.linear(x_NH, self.weight)
         if (recorded := _recorded.get()) is not None:
             recorded.append(logits_NE)
-        prob_NE = logits_NE.float().softmax(-1)
-        weight_NK, index_NK = prob_NE.topk(self.num_experts_per_tok, dim=-1)
+        index_NK = select(logits_NE, self.num_experts_per_tok)
         if self.renormalise:
-            # exp(f_i) / sum of the selected exp(f_j): the common denominator of the full softmax cancels.
-            weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
+            weight_NK = logits_NE.gather(-1, index_NK).float().softmax(-1)
+        else:
+            weight_NK = logits_NE.float().softmax(-1).gather(-1, index_NK)
         return index_NK, weight_NK.to(x_NH.dtype)
+
+
+def select(logits_NE: Tensor, num_experts_per_tok: int) -> Tensor:
+    """The experts (N, K) that each token goes to; routing and its counts share this, so ties fall alike."""
+    return logits_NE.detach().topk(num_experts_per_tok, dim=-1).indices
 
 
 @torch.no_grad()
 def dispatch_counts(logits: Sequence[Tensor], num_experts_per_tok: int, mask_N: Tensor) -> Tensor:
-    """How many unmasked tokens each expert of each layer gets: (L, E) float; additive over batches and ranks."""
+    """How many unmasked tokens each expert of each layer gets (L, E); additive over batches and ranks."""
     counts = []
     for logits_NE in logits:
-        index_NK = logits_NE.topk(num_experts_per_tok, dim=-1).indices
-        hits_NE = F.one_hot(index_NK, logits_NE.shape[-1]).sum(1)
+        index_NK = select(logits_NE, num_experts_per_tok)
+        hits_NE = functional.one_hot(index_NK, logits_NE.shape[-1]).sum(1)
         counts.append((hits_NE * mask_N[:, None]).sum(0))
     return torch.stack(counts).float()
 
@@ -76,7 +81,7 @@ def balancing_loss(
     *,
     global_counts_LE: Tensor,
     global_num_tokens: Tensor | float,
-    form: Literal["paper", "switch"] | str = "paper",
+    form: AuxLossForm = "paper",
 ) -> Tensor:
     """This batch's additive share of the balancing loss of the global batch (scalar).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -16,8 +17,9 @@ from echoray.errors import ModelLoadError
 MOE_PATTERNS = ("*.mlp.router.*", "*.mlp.experts.*", "*.mlp.mix.*")
 # Qwen2-VL's attention and projector: where stage 2 puts low-rank adapters (Appendix B).
 LORA_TARGETS = (
-    r".*(visual\.blocks\.\d+\.attn\.(qkv|proj)|visual\.merger\.mlp\.(0|2)"
-    r"|language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj)"
+    r".*\bvisual\.blocks\.\d+\.attn\.(qkv|proj)",
+    r".*\bvisual\.merger\.mlp\.(0|2)",
+    r".*\blanguage_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
 )
 
 
@@ -62,12 +64,23 @@ def apply_stage(model: nn.Module, stage: Stage, lora: LoraConfig | None, *, seed
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig, *, seed: int) -> None:
-    """Put LoRA layers of PEFT into ``model`` in place; A is drawn from ``seed``, B starts at zero."""
+    """Put LoRA layers of PEFT into ``model`` in place; A is drawn from ``seed``, B starts at zero.
+
+    Raises ModelLoadError where one of LORA_TARGETS matches no module.
+    """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
+    names = [name for name, _ in model.named_modules()]
+    empty = [target for target in LORA_TARGETS if not any(re.fullmatch(target, name) for name in names)]
+    if empty:
+        raise ModelLoadError(f"LoRA: no module matches {', '.join(empty)}", hint="adapt a whole EchoVLM")
     settings = PeftConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LORA_TARGETS, bias="none"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="|".join(LORA_TARGETS),
+        bias="none",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -104,7 +117,8 @@ def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put a checkpoint's parameters back; ModelLoadError where a name or shape does not fit."""
     parameters = dict(model.named_parameters())
     unknown = sorted(state.keys() - parameters.keys())
-    wrong = sorted(name for name in state.keys() & parameters.keys() if state[name].shape != parameters[name].shape)
+    common = state.keys() & parameters.keys()
+    wrong = sorted(name for name in common if state[name].shape != parameters[name].shape)
     if unknown or wrong:
         raise ModelLoadError(
             f"checkpoint does not fit the model: not known {unknown[:3]}, other shape {wrong[:3]}",

@@ -1,8 +1,8 @@
-"""Turn any Qwen2-VL directory into an EchoVLM: the original FFN frozen beside new experts."""
+"""Turn any Qwen2-VL directory into an EchoVLM: the original FFN beside new experts."""
 
 from __future__ import annotations
 
-import logging
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from echoray.config import ModelConfig
 from echoray.errors import ModelLoadError
-from echoray.model.configuration import EchoVLMConfig
+from echoray.model.configuration import MOE_KEYS, EchoVLMConfig
 from echoray.model.dual_path import DualPathMLP, ScalarMix, TokenMix
-from echoray.model.modeling import EchoVLMForConditionalGeneration
+from echoray.model.modeling import EchoVLMForConditionalGeneration, load_strictly
 
-logger = logging.getLogger(__name__)
-
+_HINT = "name a Qwen2-VL directory with model.base"
+_REPLACED = {"model_type", "architectures", "transformers_version", "text_config"}
 MOE_PARTS = (".mlp.router.", ".mlp.experts.", ".mlp.shared_expert.", ".mlp.mix.")
 
 
@@ -26,54 +26,37 @@ def upcycle(
 ) -> EchoVLMForConditionalGeneration:
     """Load Qwen2-VL (old or new key layout, one file or sharded) and add the experts of ``config``.
 
-    The new weights depend on ``seed`` alone. Raises ModelLoadError where the directory is no Qwen2-VL, or a key
-    that is not the MoE's is missing or has another shape.
+    The new weights depend on ``seed`` alone. Raises ModelLoadError where the directory is no Qwen2-VL, or a
+    weight that is not the MoE's is missing, not known or of another shape.
     """
-    echo_config = echovlm_config(base, config)
-    model, info = EchoVLMForConditionalGeneration.from_pretrained(
-        base, config=echo_config, dtype=dtype, output_loading_info=True, experts_implementation=config.experts_implementation
+    model = load_strictly(
+        base,
+        hint=_HINT,
+        may_lack=is_moe,
+        config=echovlm_config(base, config),
+        dtype=dtype,
+        experts_implementation=config.experts_implementation,
     )
-    missing = sorted(key for key in info["missing_keys"] if not is_moe(key))
-    mismatched = sorted(str(key) for key in info["mismatched_keys"])
-    if missing or mismatched:
-        raise ModelLoadError(
-            f"{base}: {len(missing)} weights missing, {len(mismatched)} of another shape: "
-            f"{', '.join((missing + mismatched)[:5])}",
-            hint="name a complete Qwen2-VL directory with model.base",
-        )
     initialise_moe(model, config.expert_init, seed)
     return model
 
 
 def echovlm_config(base: Path, config: ModelConfig) -> EchoVLMConfig:
     """The EchoVLM configuration that ``config`` makes of the Qwen2-VL in ``base``."""
-    from transformers import AutoConfig
+    from transformers import Qwen2VLConfig
 
     try:
-        qwen = AutoConfig.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{base}: no readable config.json ({error})", hint="name a Qwen2-VL directory") from None
-    if qwen.model_type != "qwen2_vl":
-        raise ModelLoadError(f"{base}: model_type {qwen.model_type!r}, expected 'qwen2_vl'", hint="name a Qwen2-VL")
-    values: dict[str, Any] = qwen.to_dict()
-    for key in ("model_type", "architectures", "transformers_version"):
-        values.pop(key, None)
+        found = json.loads((base / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelLoadError(f"{base}: no readable config.json ({error!r})", hint=_HINT) from None
+    if found != Qwen2VLConfig.model_type:
+        raise ModelLoadError(
+            f"{base}: model_type {found!r}, expected {Qwen2VLConfig.model_type!r}", hint=_HINT
+        )
+    values: dict[str, Any] = Qwen2VLConfig.from_pretrained(base).to_dict()
     text = {key: value for key, value in values["text_config"].items() if key != "model_type"}
-    num_layers = text["num_hidden_layers"]
-    outside = [index for index in config.moe_layers or () if not 0 <= index < num_layers]
-    if outside:
-        raise ModelLoadError(f"model.moe_layers {outside}: the base has {num_layers} layers", hint="count from 0")
-    text |= {
-        "mix": config.mix,
-        "num_experts": config.num_experts,
-        "num_experts_per_tok": config.num_experts_per_tok,
-        "moe_intermediate_size": config.moe_intermediate_size,
-        "shared_expert_intermediate_size": config.shared_expert_intermediate_size,
-        "moe_layers": config.moe_layers,
-        "initial_alpha": config.initial_alpha,
-        "aux_loss_form": config.aux_loss_form,
-    }
-    return EchoVLMConfig(**{**values, "text_config": text})
+    kept = {key: value for key, value in values.items() if key not in _REPLACED}
+    return EchoVLMConfig(**kept, text_config=text | config.model_dump(include=set(MOE_KEYS)))
 
 
 def is_moe(key: str) -> bool:

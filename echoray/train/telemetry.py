@@ -1,68 +1,95 @@
-"""What a training run tells: one row per step, and progress to the process that started it."""
+"""What a training run tells: one row per step, and progress or a failure to the process that started it.
+
+Shape legend: L layers with experts, E experts.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from echoray.errors import EchoRayError
 from echoray.types import Progress
 
-_POLL_S = 0.5
+if TYPE_CHECKING:
+    from echoray.train.loop import StepResult
+
+_POLL_S = 0.2
+_ANSWER_S = 5.0
 
 
 def metrics_row(
-    step: int, loss: float, balance_loss: float, learning_rate: float, tokens_per_s: float, load_LE: Tensor
+    step: int, result: StepResult, *, learning_rate: float, tokens_per_s: float
 ) -> dict[str, Any]:
-    """A row of metrics.jsonl; ``expert_load`` is each expert's share of the dispatched tokens per layer."""
-    load = load_LE / load_LE.sum(-1, keepdim=True).clamp(min=1) if load_LE.numel() else load_LE
+    """A row of metrics.jsonl; ``expert_load`` is each expert's share of a layer's tokens (L, E)."""
+    load_LE = result.expert_load_LE
+    share_LE = load_LE / load_LE.sum(-1, keepdim=True).clamp(min=1)
     return {
         "step": step,
-        "loss": loss,
-        "balance_loss": balance_loss,
+        "loss": result.loss,
+        "balance_loss": result.balance_loss,
+        "grad_norm": result.grad_norm,
         "learning_rate": learning_rate,
         "tokens_per_s": round(tokens_per_s, 1),
-        "expert_load": [[round(value, 4) for value in layer] for layer in load.tolist()],
+        "expert_load": [[round(value, 4) for value in layer] for layer in share_LE.tolist()],
     }
 
 
-class StepCounter:
-    """A Ray actor that holds how far rank 0 is; reading it never blocks training."""
+class StageMonitor:
+    """A Ray actor between the workers and the driver; telling it something never blocks training."""
 
     def __init__(self) -> None:
-        self._done, self._total = 0, None
+        self._done = 0
+        self._total: int | None = None
+        self._failure: EchoRayError | None = None
 
     def update(self, done: int, total: int) -> None:
         """Set the last finished step and the number of steps."""
-        self._done, self._total = done, total  # type: ignore[assignment]
+        self._done, self._total = done, total
 
-    def read(self) -> tuple[int, int | None]:
+    def position(self) -> tuple[int, int | None]:
         """The last finished step and the number of steps, None before the first update."""
         return self._done, self._total
 
+    def fail(self, error: EchoRayError) -> None:
+        """Record an error that a restart cannot cure; the first one stands."""
+        self._failure = self._failure or error
+
+    def failure(self) -> EchoRayError | None:
+        """The recorded error."""
+        return self._failure
+
 
 @contextmanager
-def reported_progress(step: str, progress: Progress) -> Iterator[Any]:
-    """Yield a StepCounter actor handle for the workers; its state goes to ``progress`` while the block runs."""
+def monitored(label: str, progress: Progress) -> Iterator[Any]:
+    """Yield a StageMonitor actor handle; its position goes to ``progress`` whenever it changes."""
     import ray
 
-    counter = ray.remote(num_cpus=0)(StepCounter).remote()
+    monitor = ray.remote(num_cpus=0)(StageMonitor).remote()
     stop = threading.Event()
-
-    def poll() -> None:
-        while not stop.wait(_POLL_S):
-            done, total = ray.get(counter.read.remote())
-            if total is not None:
-                progress(step, done, total)
-
-    thread = threading.Thread(target=poll, daemon=True)
+    thread = threading.Thread(target=_relay, args=(monitor, label, progress, stop), daemon=True)
     thread.start()
     try:
-        yield counter
+        yield monitor
     finally:
         stop.set()
         thread.join(timeout=5)
-        ray.kill(counter)
+        ray.kill(monitor)
+
+
+def _relay(monitor: Any, label: str, progress: Progress, stop: threading.Event) -> None:
+    import ray
+
+    last: tuple[int, int | None] = (0, None)
+    ending = False
+    while not ending:
+        ending = stop.wait(_POLL_S)  # one more look after the end, so that the last step is told
+        try:
+            position = ray.get(monitor.position.remote(), timeout=_ANSWER_S)
+        except ray.exceptions.RayError:
+            continue
+        if position != last:
+            last = position
+            progress(label, *position)

@@ -21,6 +21,8 @@ from echoray.types import Box, Frame
 
 MIN_SCORE = 0.6  # below this the reading is not trusted
 BANNER_SHARE = 0.15  # of the height, at the top, where no regions tag tells
+MAX_TEXT_SHARE = 0.1  # of the height; anything taller is a scan's edge, not a line of text
+TEXTURE = "texture"
 _CACHE_LINES = 20_000
 _MARGIN_PX = 2
 _INPAINT_RADIUS_PX = 3
@@ -114,13 +116,21 @@ def redact_frame(frame: Frame, texts: Iterable[ReadText], *, identifiers: Iterab
     pixels = _blank_outside(frame.pixels, scan) if scan else frame.pixels.copy()
     boxes = []
     for one in texts:
-        category, kept = _decide(one, known, rules, inside=_inside(one.box, scan, height))
-        area = _slice(_grown(one.box, width, height))
-        if kept and scan:
-            pixels[area] = frame.pixels[area]
-        elif not kept and (not scan or _touches(one.box, scan)):
-            fill_HW[area] = 1
+        inside = _inside(one.box, scan, height)
+        oversized = one.box.y1 - one.box.y0 > MAX_TEXT_SHARE * height
+        category, kept = (TEXTURE, inside) if oversized else _decide(one, known, rules, inside=inside)
         boxes.append(TextBox(one.box, category, kept))
+    for box in boxes:
+        if scan and box.kept and box.category != TEXTURE:
+            area = _slice(_grown(box.box, width, height))
+            pixels[area] = frame.pixels[area]
+    for box in boxes:  # after what is kept, so that a kept neighbour never brings patient text back
+        if not box.kept:
+            area = _slice(_grown(box.box, width, height))
+            if not scan or _touches(box.box, scan):
+                fill_HW[area] = 1
+            else:
+                pixels[area] = 0
     if fill_HW.any():
         pixels = _filled(pixels, fill_HW)
     return RedactedFrame(Frame(pixels, frame.regions), tuple(boxes))
@@ -138,7 +148,7 @@ def _decide(one: ReadText, known: re.Pattern[str] | None, rules: Rules, *, insid
     if trusted and allowed is not None:
         return allowed, True
     if inside and (not trusted or len(re.sub(r"\W", "", text)) < 2):
-        return "texture", True  # speckle that looks like a character
+        return TEXTURE, True  # speckle that looks like a character
     return ("unknown" if trusted else "unreadable"), False
 
 

@@ -1,0 +1,1 @@
+"""The reporting endpoint: OpenAI-compatible protocol, two engines behind one interface, deployment."""
