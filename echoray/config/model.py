@@ -25,7 +25,9 @@ class ModelConfig(Section):
     moe_layers: tuple[int, ...] | None = Field(
         None, description="decoder layers with experts; none given: all"
     )
-    initial_alpha: float = Field(0.9, gt=0, lt=1, description="share of the frozen FFN before training (scalar)")
+    initial_alpha: float = Field(
+        0.9, gt=0, lt=1, description="share of the frozen FFN before training (scalar)"
+    )
     expert_init: Literal["random", "slices"] = Field("random", description="slices: copies of FFN slices")
     aux_loss_form: Literal["paper", "switch"] = Field("paper", description="eq. 8, or times the expert count")
     experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] = "grouped_mm"

@@ -51,7 +51,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed model inputs. Rows hold whole examples one after the other; padding has label -100 and mask 0."""
+    """Packed model inputs: rows of whole examples, one after the other; padding has label -100, mask 0."""
 
     input_ids_BT: NDArray[np.int64]
     labels_BT: NDArray[np.int64]  # already shifted: labels_BT[b, t] is the target of position t
@@ -166,7 +166,7 @@ def _stack(rows: list[list[Example]], image_token_id: int) -> Batch:
 def mrope_positions(
     input_ids_T: NDArray[np.int64], grid_thw_I3: NDArray[np.int64], image_token_id: int
 ) -> NDArray[np.int64]:
-    """Qwen2-VL's three position planes (3, T): text counts on, an image spans (t, h, w) from where text stands."""
+    """Qwen2-VL's position planes (3, T): text counts on, an image spans (t, h, w) from where text stands."""
     positions_3T = np.zeros((3, len(input_ids_T)), np.int64)
     is_image = input_ids_T == image_token_id
     token, position = 0, 0

@@ -1,4 +1,4 @@
-"""Rule-based conversations of a clean study: report, diagnosis, and questions whose answers the report holds."""
+"""Rule-based conversations of a clean study: report, diagnosis, and questions that the report answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ ORGAN_QUESTIONS: dict[Language, tuple[str, str]] = {
 }
 SIZE_QUESTIONS: dict[Language, str] = {"en": "How large is the lesion?", "zh": "病灶有多大？"}
 SHADOW_QUESTIONS: dict[Language, tuple[str, str, str]] = {
-    "en": ("Is there acoustic shadowing?", "Yes, acoustic shadowing is present.", "No acoustic shadowing is described."),
+    "en": (
+        "Is there acoustic shadowing?",
+        "Yes, acoustic shadowing is present.",
+        "No acoustic shadowing is described.",
+    ),
     "zh": ("有声影吗？", "有，后方可见声影。", "未描述声影。"),
 }
 _SIZE = re.compile(r"\d+(?:\.\d+)?(?:\s*[x×*]\s*\d+(?:\.\d+)?)?\s*(?:mm|cm|毫米|厘米)", re.IGNORECASE)
@@ -44,7 +48,7 @@ _SHADOW = re.compile(r"shadow|声影", re.IGNORECASE)
 
 
 def conversations(study: Study, *, vqa_per_study: int, seed: int) -> list[Conversation]:
-    """A report, a diagnosis and up to ``vqa_per_study`` questions; the choice depends on (seed, study) alone."""
+    """A report, a diagnosis and up to ``vqa_per_study`` questions, chosen by (seed, study) alone."""
     assert study.report is not None and study.system is not None
     rng = np.random.default_rng((seed, int(study.study_hash[:12], 16)))
     language, report = study.language, study.report
@@ -56,7 +60,12 @@ def conversations(study: Study, *, vqa_per_study: int, seed: int) -> list[Conver
         made.append(("vqa", *questions[index]))
     return [
         Conversation(
-            f"{study.study_hash[:16]}-{task}-{number}", study.study_hash, study.system, _task(task), language, *turn
+            f"{study.study_hash[:16]}-{task}-{number}",
+            study.study_hash,
+            study.system,
+            _task(task),
+            language,
+            *turn,
         )
         for number, (task, *turn) in enumerate(made)
     ]

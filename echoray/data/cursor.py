@@ -1,4 +1,4 @@
-"""The deterministic, resumable order of examples: which ones make up which optimizer step, at any world size."""
+"""The deterministic, resumable order of examples: which ones make up which step, at any world size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cursor:
         return np.random.default_rng((self.seed, self.epoch)).permutation(self.num_examples)
 
     def take(self, size: int) -> tuple[NDArray[np.int64], Cursor]:
-        """The next global batch (at most ``size`` indices, the epoch's rest at its end) and the cursor after it."""
+        """The next global batch (at most ``size`` indices, fewer at an epoch's end), the cursor after it."""
         batch = self.order()[self.consumed : self.consumed + size]
         end = self.consumed + len(batch)
         if end == self.num_examples:

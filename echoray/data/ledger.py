@@ -27,9 +27,13 @@ def write_ledger(store: Store, path: str, rows: Sequence[Ledger], rejections: Se
     import pyarrow.parquet as pq
 
     ordered = sorted(rejections, key=lambda one: (one.step, one.record, one.reason))
-    columns = {name: [getattr(one, name) for one in ordered] for name in ("record", "step", "reason", "detail")}
+    columns = {
+        name: [getattr(one, name) for one in ordered] for name in ("record", "step", "reason", "detail")
+    }
     target = io.BytesIO()
-    pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), target)
+    pq.write_table(
+        pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), target
+    )
     store.write_bytes(f"{path}/{QUARANTINE_FILE}", target.getvalue())
     content = [{**asdict(row), "quarantined": dict(row.quarantined)} for row in rows]
     store.write_bytes(f"{path}/{LEDGER_FILE}", json.dumps(content, indent=1).encode())

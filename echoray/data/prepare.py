@@ -1,4 +1,4 @@
-"""What one worker does to one folder of DICOM files: read, filter, de-identify, split, draw the model's picture."""
+"""What a worker does to a folder of DICOM files: read, filter, de-identify, split, draw the pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Ray Data pipelines: corpus, clean studies, tokenized shards. Order and bytes do not depend on the workers."""
+"""The Ray Data pipelines: corpus, clean studies, tokenized shards; no byte depends on the workers."""
 
 from __future__ import annotations
 
@@ -144,7 +144,9 @@ def _prepared(run: RunConfig, folders: list[StudyFiles], key: bytes) -> ray.data
 def _refuse_leaks(rows: Iterable[Mapping[str, Any]]) -> None:
     leaked = leaked_patients((str(row["patient_key"]), str(row["split"])) for row in rows)
     if leaked:
-        raise ArtifactError(f"{len(leaked)} patients are in more than one split", hint="report this as a defect")
+        raise ArtifactError(
+            f"{len(leaked)} patients are in more than one split", hint="report this as a defect"
+        )
 
 
 def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progress) -> ArtifactRef:

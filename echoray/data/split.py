@@ -22,7 +22,7 @@ def split_of(patient_key: str, config: SplitConfig, *, seed: int) -> Split:
 
 
 def leaked_patients(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Patient keys that occur in more than one split, from (patient_key, split) pairs; empty is the only good answer."""
+    """Patient keys in more than one split, from (patient_key, split) pairs; none is the only good answer."""
     splits: dict[str, set[str]] = defaultdict(set)
     for patient_key, split in rows:
         splits[patient_key].add(split)

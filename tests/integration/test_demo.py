@@ -112,7 +112,16 @@ def test_an_interrupted_demo_leaves_nothing_half_written_and_goes_on(
 def test_keep_serving_leaves_the_endpoint_up_until_ctrl_c(tmp_path: Path) -> None:
     import httpx
 
-    command = [sys.executable, "-m", "echoray", "demo", "--workspace", str(tmp_path), *SMALL, "--keep-serving"]
+    command = [
+        sys.executable,
+        "-m",
+        "echoray",
+        "demo",
+        "--workspace",
+        str(tmp_path),
+        *SMALL,
+        "--keep-serving",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     address = ""

@@ -34,7 +34,11 @@ def test_every_relative_link_of_a_page_leads_to_a_file(page: Path) -> None:
 )
 def test_a_shown_command_exists_and_light_ones_run(command: str) -> None:
     words = shlex.split(command)
-    words = [sys.executable, "-m", "echoray", *words[1:]] if words[0] == "echoray" else [sys.executable, *words[1:]]
+    words = (
+        [sys.executable, "-m", "echoray", *words[1:]]
+        if words[0] == "echoray"
+        else [sys.executable, *words[1:]]
+    )
     light = any(mark in command for mark in LIGHT)
     if not light:  # the verb and every option it is shown with must be known
         options = [word for word in words if word.startswith("--")]

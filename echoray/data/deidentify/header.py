@@ -1,4 +1,4 @@
-"""DICOM headers: what identifies a patient in them, and their removal by the Basic Profile (PS3.15, Annex E)."""
+"""DICOM headers: what identifies a patient in them, and its removal (PS3.15, Annex E, Basic Profile)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 # Attributes whose values are looked for, literally, in burned-in and report text.
-NAMES = ("PatientName", "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "PhysiciansOfRecord")
+NAMES = (
+    "PatientName",
+    "ReferringPhysicianName",
+    "PerformingPhysicianName",
+    "OperatorsName",
+    "PhysiciansOfRecord",
+)
 STRINGS = (
     "PatientID", "OtherPatientIDs", "AccessionNumber", "InstitutionName", "InstitutionAddress", "StationName",
     "InstitutionalDepartmentName", "PatientTelephoneNumbers", "PatientAddress",
@@ -63,6 +69,10 @@ def _date_forms(value: str) -> list[str]:
         return [value]
     year, month, day = value[:4], value[4:6], value[6:]
     return [
-        value, f"{year}-{month}-{day}", f"{year}/{month}/{day}", f"{year}.{month}.{day}", f"{day}.{month}.{year}",
-        f"{day}/{month}/{year}", f"{month}/{day}/{year}", f"{year}年{int(month)}月{int(day)}日",
-    ]  # fmt: skip
+        value,
+        *(sign.join((year, month, day)) for sign in "-/."),
+        f"{day}.{month}.{year}",
+        f"{day}/{month}/{year}",
+        f"{month}/{day}/{year}",
+        f"{year}年{int(month)}月{int(day)}日",
+    ]

@@ -96,13 +96,17 @@ class RapidTextReader:
         if fresh:
             result = self._engine.recognize_txt(list(fresh.values()))
             self._lines.update(zip(fresh, zip(result.txts, result.scores, strict=True), strict=True))
-        read = [ReadText(_box(corners), *self._lines[key]) for key, corners in zip(keys, found.boxes, strict=True)]
+        read = [
+            ReadText(_box(corners), *self._lines[key]) for key, corners in zip(keys, found.boxes, strict=True)
+        ]
         while len(self._lines) > _CACHE_LINES:
             self._lines.popitem(last=False)
         return read
 
 
-def redact_frame(frame: Frame, texts: Iterable[ReadText], *, identifiers: Iterable[str], rules: Rules) -> RedactedFrame:
+def redact_frame(
+    frame: Frame, texts: Iterable[ReadText], *, identifiers: Iterable[str], rules: Rules
+) -> RedactedFrame:
     """Remove patient information from one frame.
 
     Outside of the scan regions everything is blanked and only allow-listed text is put back (default deny).
@@ -173,7 +177,9 @@ def _blank_outside(pixels_HW3: NDArray[np.uint8], scan: list[Box]) -> NDArray[np
 def _filled(pixels_HW3: NDArray[np.uint8], fill_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     import cv2
 
-    return np.asarray(cv2.inpaint(np.ascontiguousarray(pixels_HW3), fill_HW, _INPAINT_RADIUS_PX, cv2.INPAINT_TELEA))
+    return np.asarray(
+        cv2.inpaint(np.ascontiguousarray(pixels_HW3), fill_HW, _INPAINT_RADIUS_PX, cv2.INPAINT_TELEA)
+    )
 
 
 def _box(corners_42: NDArray[np.float32]) -> Box:

@@ -1,4 +1,4 @@
-"""Report text: sentences that only identify are dropped, identifying spans inside clinical sentences are cut."""
+"""Report text: sentences that only identify are dropped, identifying spans in clinical ones are cut."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from dataclasses import dataclass
 from echoray.data.deidentify.rules import Rules
 
 # A full stop ends a sentence unless it stands in a number, an initial or after a title.
-_SENTENCE = re.compile(r"(?<=[。！？；])|(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bProf\.)(?<!\bNo\.)\s+(?=[^\d\s])")
+_SENTENCE = re.compile(
+    r"(?<=[。！？；])|(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bProf\.)(?<!\bNo\.)\s+(?=[^\d\s])"
+)
 _CLINICAL = re.compile(
-    r"\b(echo|cyst|nodule|lesion|mass|plaque|normal|enlarged|shadow|flow|lobe|wall|measur|gland|parenchyma|ventric|"
-    r"diameter|stenosis|fluid|unremarkable|calcif)|\d\s*(mm|cm)\b|回声|囊肿|结节|肿块|斑块|正常|增大|声影|血流|实质|狭窄|积液",
+    r"\b(echo|cyst|nodule|lesion|mass|plaque|normal|enlarged|shadow|flow|lobe|wall|measur|gland|parenchyma|"
+    r"ventric|diameter|stenosis|fluid|unremarkable|calcif)|\d\s*(mm|cm)\b|"
+    r"回声|囊肿|结节|肿块|斑块|正常|增大|声影|血流|实质|狭窄|积液",
     re.IGNORECASE,
 )
-_LEFTOVERS = ((re.compile(r"\(\s*[,;:]?\s*\)|（\s*[，；：]?\s*）"), ""), (re.compile(r"\s+([,.;:，。；：])"), r"\1"),
-              (re.compile(r"([,，;；:：])(\s*[,，;；:：])+"), r"\1"), (re.compile(r"[ \t]{2,}"), " "))  # fmt: skip
+_LEFTOVERS = (
+    (re.compile(r"\(\s*[,;:]?\s*\)|（\s*[，；：]?\s*）"), ""),
+    (re.compile(r"\s+([,.;:，。；：])"), r"\1"),
+    (re.compile(r"([,，;；:：])(\s*[,，;；:：])+"), r"\1"),
+    (re.compile(r"[ \t]{2,}"), " "),
+)
 
 
 @dataclass(frozen=True)

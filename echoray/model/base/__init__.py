@@ -1,4 +1,4 @@
-"""The tiny base: a small bilingual Qwen2-VL pretrained on generic synthetic pictures, shipped with its recipe."""
+"""The tiny base: a small bilingual Qwen2-VL, pretrained on synthetic pictures and shipped with its recipe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def verify(folder: Path) -> None:
         with (folder / "model.safetensors").open("rb") as handle:
             found = hashlib.file_digest(handle, "sha256").hexdigest()
     except (OSError, ValueError, KeyError) as error:
-        raise ModelLoadError(f"{folder}: incomplete base model ({error})", hint="install echoray again") from None
+        raise ModelLoadError(
+            f"{folder}: incomplete base model ({error})", hint="install echoray again"
+        ) from None
     if found != expected:
         raise ModelLoadError(
             f"{folder}: sha256 {found[:12]}..., expected {expected[:12]}...", hint="install echoray again"

@@ -1,8 +1,8 @@
-"""Generic synthetic pictures with captions in English and Chinese; nothing in them shows or names ultrasound.
+"""Generic synthetic pictures with captions in English and Chinese; none shows or names ultrasound.
 
-A scene is an aperture (full, wide fan, narrow fan, tall rectangle), a textured ground or horizontal layers, and up to
-three objects with shape, brightness or colour, size, place, outline and an optional streak below. Pictures are
-(H, W, 3) uint8; the same seed and index give the same picture and caption on every machine.
+A scene is an aperture (full, wide fan, narrow fan, tall rectangle), a textured ground or horizontal layers,
+and up to three objects with shape, brightness or colour, size, place, outline and an optional streak below.
+Pictures are (H, W, 3) uint8; the same seed and index give the same picture and caption on every machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 
 APERTURES = ("full", "wide fan", "narrow fan", "tall rectangle")
 TEXTURES = ("smooth", "fine grain", "coarse grain", "horizontal stripes", "vertical stripes", "spots")
@@ -26,12 +26,14 @@ OUTLINES = ("sharp", "blurred")
 STREAKS = ("none", "bright", "dark")
 
 ZH = {
-    "full": "整幅画面", "wide fan": "宽扇形画面", "narrow fan": "窄扇形画面", "tall rectangle": "竖长方形画面",
+    "full": "整幅画面", "wide fan": "宽扇形画面", "narrow fan": "窄扇形画面",
+    "tall rectangle": "竖长方形画面",
     "smooth": "光滑", "fine grain": "细颗粒", "coarse grain": "粗颗粒", "horizontal stripes": "横条纹",
     "vertical stripes": "竖条纹", "spots": "斑点",
     "black": "黑色", "dark grey": "深灰色", "grey": "灰色", "light grey": "浅灰色", "white": "白色",
     "red": "红色", "blue": "蓝色", "green": "绿色", "yellow": "黄色",
-    "circle": "圆形", "ellipse": "椭圆形", "square": "方形", "ring": "环形", "bar": "长条", "triangle": "三角形",
+    "circle": "圆形", "ellipse": "椭圆形", "square": "方形", "ring": "环形", "bar": "长条",
+    "triangle": "三角形",
     "cross": "十字形", "bean": "豆形",
     "small": "小", "medium": "中等", "large": "大",
     "upper": "上方", "middle": "中间", "lower": "下方", "left": "左侧", "centre": "中央", "right": "右侧",
@@ -70,7 +72,10 @@ class Scene:
 def sample_scene(rng: np.random.Generator) -> Scene:
     """Draw a scene; places of objects do not repeat."""
     num_layers = 1 if rng.random() < 0.6 else int(rng.integers(2, 5))
-    layers = tuple((str(rng.choice(TEXTURES)), str(rng.choice(GREYS[1:4] if num_layers == 1 else GREYS))) for _ in range(num_layers))
+    layers = tuple(
+        (str(rng.choice(TEXTURES)), str(rng.choice(GREYS[1:4] if num_layers == 1 else GREYS)))
+        for _ in range(num_layers)
+    )
     aperture = str(rng.choice(APERTURES))
     cells = rng.permutation(9)[: rng.choice(4, p=(0.1, 0.5, 0.25, 0.15))]
     ground = layers[0][1] if num_layers == 1 else None
@@ -89,9 +94,8 @@ def _sample_thing(rng: np.random.Generator, cell: int, ground: str | None, apert
     x = 0.5 + (0.28 * (column - 1) + rng.uniform(-0.04, 0.04)) * squeeze
     r = (0.06, 0.10, 0.15)[size] * rng.uniform(0.9, 1.1)
     streak = str(rng.choice(STREAKS, p=(0.6, 0.2, 0.2)))
-    return Thing(
-        str(rng.choice(SHAPES)), tone, SIZES[size], ROWS[row], COLUMNS[column], str(rng.choice(OUTLINES)), streak, y, x, r
-    )  # fmt: skip
+    shape, outline = str(rng.choice(SHAPES)), str(rng.choice(OUTLINES))
+    return Thing(shape, tone, SIZES[size], ROWS[row], COLUMNS[column], outline, streak, y, x, r)
 
 
 def draw(scene: Scene, size_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -105,7 +109,9 @@ def draw(scene: Scene, size_px: int, rng: np.random.Generator) -> NDArray[np.uin
     return np.clip(image_HW3, 0, 255).astype(np.uint8)
 
 
-def _texture(kind: str, size_px: int, y_HW: NDArray[np.float64], x_HW: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _texture(
+    kind: str, size_px: int, y_HW: NDArray[np.float64], x_HW: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
     if kind == "smooth":
         return np.ones((size_px, size_px))
     if kind.endswith("stripes"):
@@ -120,7 +126,9 @@ def _texture(kind: str, size_px: int, y_HW: NDArray[np.float64], x_HW: NDArray[n
     return np.log1p(6 * amplitude / amplitude.mean()) / np.log(7)
 
 
-def _ground(scene: Scene, size_px: int, y_HW: NDArray[np.float64], x_HW: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _ground(
+    scene: Scene, size_px: int, y_HW: NDArray[np.float64], x_HW: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
     edges = np.linspace(0, 1, len(scene.layers) + 1)
     wave = 0.02 * np.sin(2 * np.pi * (x_HW * rng.uniform(0.5, 2) + rng.random()))
     out = np.zeros((size_px, size_px))
@@ -153,10 +161,20 @@ def _inside(thing: Thing, y_HW: NDArray[np.float64], x_HW: NDArray[np.float64]) 
             return (np.hypot(dy / 0.75, dx / 1.3) < r) & (np.hypot(dy + 0.55 * r, dx) > 0.5 * r)
 
 
-def _paint(image_HW3: NDArray[np.float64], thing: Thing, y_HW: NDArray[np.float64], x_HW: NDArray[np.float64], rng: np.random.Generator) -> None:
+def _paint(
+    image_HW3: NDArray[np.float64],
+    thing: Thing,
+    y_HW: NDArray[np.float64],
+    x_HW: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> None:
     if thing.streak != "none":
-        below = (y_HW > thing.y) & (np.abs(x_HW - thing.x) < thing.r * 0.7) & (y_HW < thing.y + thing.r + 0.25)
-        image_HW3[below] = image_HW3[below] * 1.5 + 35 if thing.streak == "bright" else image_HW3[below] * 0.25
+        below = (
+            (y_HW > thing.y) & (np.abs(x_HW - thing.x) < thing.r * 0.7) & (y_HW < thing.y + thing.r + 0.25)
+        )
+        image_HW3[below] = (
+            image_HW3[below] * 1.5 + 35 if thing.streak == "bright" else image_HW3[below] * 0.25
+        )
     mask_HW = _inside(thing, y_HW, x_HW).astype(float)
     if thing.outline == "blurred":
         mask_HW = gaussian_filter(mask_HW, image_HW3.shape[0] / 45)
@@ -187,23 +205,27 @@ def _pick(rng: np.random.Generator, *options: str) -> str:
 
 
 def _describe_en(scene: Scene, rng: np.random.Generator) -> str:
-    frame = {"full": "The whole picture", "tall rectangle": "A tall rectangle"}.get(scene.aperture, f"A {scene.aperture}")
+    frame = {"full": "The whole picture", "tall rectangle": "A tall rectangle"}.get(
+        scene.aperture, f"A {scene.aperture}"
+    )
     if len(scene.layers) == 1:
         texture, grey = scene.layers[0]
         parts = [f"{frame} {_pick(rng, 'shows', 'contains')} a {grey} ground with {texture} texture."]
     else:
         names = ", then ".join(f"{grey} {texture}" for texture, grey in scene.layers)
-        parts = [f"{frame} {_pick(rng, 'shows', 'contains')} {len(scene.layers)} layers from top to bottom: {names}."]
+        verb = _pick(rng, "shows", "contains")
+        parts = [f"{frame} {verb} {len(scene.layers)} layers from top to bottom: {names}."]
     if not scene.things:
         parts.append(_pick(rng, "No object is seen.", "There is no object in it."))
     for thing in scene.things:
         where = f"{thing.row} {thing.column}"
         streak = "" if thing.streak == "none" else f", with a {thing.streak} streak below it"
+        what = f"{thing.size} {thing.tone} {thing.shape}"
         parts.append(
             _pick(
                 rng,
-                f"A {thing.size} {thing.tone} {thing.shape} with {thing.outline} outline is in the {where}{streak}.",
-                f"In the {where} there is a {thing.size} {thing.tone} {thing.shape}, outline {thing.outline}{streak}.",
+                f"A {what} with {thing.outline} outline is in the {where}{streak}.",
+                f"In the {where} there is a {what}, outline {thing.outline}{streak}.",
             )
         )
     return " ".join(parts)
@@ -222,7 +244,8 @@ def _describe_zh(scene: Scene, rng: np.random.Generator) -> str:
     for thing in scene.things:
         where = ZH[thing.row] + ZH[thing.column]
         streak = "" if thing.streak == "none" else f",下方有{ZH[thing.streak]}条带"
-        parts.append(f"{where}{_pick(rng, '可见', '有')}一个{ZH[thing.size]}的{ZH[thing.tone]}{ZH[thing.shape]},{ZH[thing.outline]}{streak}。")
+        what = f"{ZH[thing.size]}的{ZH[thing.tone]}{ZH[thing.shape]}"
+        parts.append(f"{where}{_pick(rng, '可见', '有')}一个{what},{ZH[thing.outline]}{streak}。")
     return "".join(parts)
 
 
@@ -237,14 +260,20 @@ def questions(scene: Scene, language: Literal["en", "zh"], rng: np.random.Genera
             options = (
                 (f"What is in the {where}?", f"A {thing.size} {thing.tone} {thing.shape}."),
                 (f"Where is the {thing.tone} {thing.shape}?", f"In the {where}."),
-                (f"What is below the {thing.shape}?", "Nothing." if thing.streak == "none" else f"A {thing.streak} streak."),
+                (
+                    f"What is below the {thing.shape}?",
+                    "Nothing." if thing.streak == "none" else f"A {thing.streak} streak.",
+                ),
             )
         else:
             where = ZH[thing.row] + ZH[thing.column]
             options = (
                 (f"{where}有什么?", f"一个{ZH[thing.size]}的{ZH[thing.tone]}{ZH[thing.shape]}。"),
                 (f"{ZH[thing.tone]}{ZH[thing.shape]}在哪里?", f"在{where}。"),
-                (f"{ZH[thing.shape]}下方有什么?", "没有。" if thing.streak == "none" else f"{ZH[thing.streak]}条带。"),
+                (
+                    f"{ZH[thing.shape]}下方有什么?",
+                    "没有。" if thing.streak == "none" else f"{ZH[thing.streak]}条带。",
+                ),
             )
         return options[int(rng.integers(3))]
     if rng.random() < 0.5:

@@ -1,9 +1,10 @@
-"""Pretrain the tiny base: a small Qwen2-VL that learns to describe generic synthetic pictures in two languages.
+"""Pretrain the tiny base: a small Qwen2-VL that describes generic synthetic pictures in two languages.
 
-Recipe: random initialisation; every sample is one picture and a conversation about it (a caption, then three
+Recipe: random initialisation; every sample is one picture and a conversation about it (a caption, then two
 questions), the loss is on the answers; AdamW, cosine schedule with warm-up; one process. Run
-``python -m echoray.model.base.pretrain --out DIR``. The data are a function of the seed; weights may differ in the
-last bits between processors, which is why the shipped ones are pinned by their digest.
+``python -m echoray.model.base.pretrain --out DIR``; the same command goes on after an interruption. The data
+are a function of the seed; weights may differ in the last bits between processors, which is why the shipped
+ones are pinned by their digest.
 """
 
 from __future__ import annotations
@@ -12,37 +13,56 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from echoray.model.base.captions import describe, draw, questions, sample_scene
 from echoray.model.base.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
-PROMPTS = {"en": ("Describe this picture.", "What does the picture show?"), "zh": ("请描述这幅图。", "图中显示了什么?")}
+
+PROMPTS = {
+    "en": ("Describe this picture.", "What does the picture show?"),
+    "zh": ("请描述这幅图。", "图中显示了什么?"),
+}
 NUM_QUESTIONS = 2
-SIZES_PX = (112, 112, 140, 112, 168)
+SIZES_PX = (112, 112, 140, 112, 168)  # by step, so that every picture of a batch has one size
+ENGLISH_SHARE = 0.65
+HELD_OUT = 64
+AHEAD = 8  # batches drawn before they are needed
+STATE = "pretrain-state.pt"
 
 
 @dataclass(frozen=True)
 class Sample:
     """One picture (H, W, 3) and the conversation about it: (question, answer) pairs."""
 
-    image_HW3: np.ndarray
+    image_HW3: NDArray[np.uint8]
     turns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the weights; written to recipe.json beside them."""
+
+    steps: int = 3000
+    seed: int = 20260101
+    batch_size: int = 16
+    learning_rate: float = 1.5e-3
+    bf16: bool = False
 
 
 def make_sample(seed: int, index: int, size_px: int) -> Sample:
     """The sample of ``index``, the same wherever it is made."""
     rng = np.random.default_rng((seed, index))
-    language = "en" if rng.random() < 0.65 else "zh"
+    language = "en" if rng.random() < ENGLISH_SHARE else "zh"
     scene = sample_scene(rng)
     prompt = PROMPTS[language][int(rng.integers(2))]
     turns = [(prompt, describe(scene, language, rng))]
@@ -51,30 +71,51 @@ def make_sample(seed: int, index: int, size_px: int) -> Sample:
 
 
 def make_batch(seed: int, step: int, batch_size: int) -> list[Sample]:
+    """The batch of optimizer step ``step``."""
     size_px = SIZES_PX[step % len(SIZES_PX)]
     return [make_sample(seed, step * batch_size + row, size_px) for row in range(batch_size)]
 
 
 def build_config(tokenizer: Any) -> Any:
+    """Qwen2-VL's architecture at 6.3 M parameters."""
     from transformers import Qwen2VLConfig
 
     token = tokenizer.convert_tokens_to_ids
     return Qwen2VLConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 6,
-            "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>"), "pad_token_id": token("<|endoftext|>"),
+            "vocab_size": len(tokenizer),
+            "hidden_size": 192,
+            "intermediate_size": 576,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": token("<|endoftext|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
         },
-        vision_config={"depth": 4, "embed_dim": 192, "hidden_size": 192, "num_heads": 6, "mlp_ratio": 4, "patch_size": 14,
-                       "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3},
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
+        vision_config={
+            "depth": 4,
+            "embed_dim": 192,
+            "hidden_size": 192,
+            "num_heads": 6,
+            "mlp_ratio": 4,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
 
 
-def encode(samples: list[Sample], tokenizer: Any, images: Any) -> dict[str, Any]:
+def encode(samples: Sequence[Sample], tokenizer: Any, images: Any) -> dict[str, Any]:
     """Token ids and labels (B, T) right-padded, patches (P, D) and grid (I, 3)."""
     import torch
 
@@ -84,17 +125,24 @@ def encode(samples: list[Sample], tokenizer: Any, images: Any) -> dict[str, Any]
     width = max(len(ids) for ids, _ in rows)
     ids_BT = torch.full((len(rows), width), tokenizer.pad_token_id)
     labels_BT = torch.full((len(rows), width), -100)
+    mask_BT = torch.zeros_like(ids_BT)
     for row, (ids, labels) in enumerate(rows):
         ids_BT[row, : len(ids)] = torch.tensor(ids)
         labels_BT[row, : len(ids)] = torch.tensor(labels)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, (ids, _) in enumerate(rows):
         mask_BT[row, : len(ids)] = 1
     image_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    return {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": mask_BT, "mm_token_type_ids": (ids_BT == image_id).long(), **vision}
+    return {
+        "input_ids": ids_BT,
+        "labels": labels_BT,
+        "attention_mask": mask_BT,
+        "mm_token_type_ids": (ids_BT == image_id).long(),
+        **vision,
+    }
 
 
-def _encode_turns(turns: tuple[tuple[str, str], ...], num_pads: int, tokenizer: Any) -> tuple[list[int], list[int]]:
+def _encode_turns(
+    turns: tuple[tuple[str, str], ...], num_pads: int, tokenizer: Any
+) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     labels: list[int] = []
     for turn, (question, answer) in enumerate(turns):
@@ -110,10 +158,10 @@ def _encode_turns(turns: tuple[tuple[str, str], ...], num_pads: int, tokenizer: 
 def batches(seed: int, steps: range, batch_size: int) -> Iterator[list[Sample]]:
     """Batches in order, drawn ahead by one background process."""
     with ProcessPoolExecutor(1) as pool:
-        pending = [pool.submit(make_batch, seed, step, batch_size) for step in steps[:8]]
+        pending = [pool.submit(make_batch, seed, step, batch_size) for step in steps[:AHEAD]]
         for step in steps:
-            if step + 8 < steps.stop:
-                pending.append(pool.submit(make_batch, seed, step + 8, batch_size))
+            if step + AHEAD < steps.stop:
+                pending.append(pool.submit(make_batch, seed, step + AHEAD, batch_size))
             yield pending.pop(0).result()
 
 
@@ -134,7 +182,7 @@ def held_out_losses(model: Any, tokenizer: Any, images: Any, seed: int) -> dict[
     import torch
 
     model.eval()
-    batch = encode([make_sample(seed + 1, index, 168) for index in range(64)], tokenizer, images)
+    batch = encode([make_sample(seed + 1, index, 168) for index in range(HELD_OUT)], tokenizer, images)
     with torch.no_grad():
         right = float(answer_loss(model, batch))
         num_patches = int(batch["image_grid_thw"][0].prod())
@@ -144,55 +192,129 @@ def held_out_losses(model: Any, tokenizer: Any, images: Any, seed: int) -> dict[
     return {"right_pictures": round(right, 4), "exchanged_pictures": round(wrong, 4)}
 
 
-def pretrain(out: Path, *, steps: int, seed: int, batch_size: int, learning_rate: float, save_every_s: float) -> None:
-    """Train and write the base model's directory."""
-    import torch
-    from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration, get_cosine_schedule_with_warmup
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+class Pretraining:
+    """The model in training with its optimizer and schedule, and where it stands."""
 
-    torch.manual_seed(seed)
-    train_tokenizer(seed, out)
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=392 * 392)
-    model = Qwen2VLForConditionalGeneration(build_config(tokenizer))
-    logger.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.02, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 30, steps)
-    began = saved = time.monotonic()
-    running = 0.0
-    for step, samples in enumerate(batches(seed, range(steps), batch_size), start=1):
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            loss = answer_loss(model, encode(samples, tokenizer, images))
+    def __init__(self, out: Path, recipe: Recipe) -> None:
+        import torch
+        from transformers import (
+            AutoTokenizer,
+            Qwen2VLForConditionalGeneration,
+            get_cosine_schedule_with_warmup,
+        )
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        torch.manual_seed(recipe.seed)
+        self.out, self.recipe = out, recipe
+        train_tokenizer(recipe.seed, out)
+        self.tokenizer = AutoTokenizer.from_pretrained(out)
+        self.images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=392 * 392)
+        self.model = Qwen2VLForConditionalGeneration(build_config(self.tokenizer))
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=0.02,
+            fused=True,
+        )
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, recipe.steps // 30, recipe.steps)
+        self.step = 0
+
+    def resume(self) -> None:
+        """Go on from an interrupted run of the same recipe in ``out``, where there is one."""
+        import torch
+
+        path = self.out / STATE
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            return
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        logger.info("going on after step %d", self.step)
+
+    def keep(self) -> None:
+        """Write what ``resume`` needs, atomically."""
+        import torch
+
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule")}
+        partial = self.out / f"{STATE}.partial"
+        torch.save({"recipe": asdict(self.recipe), "step": self.step, **parts}, partial)
+        partial.replace(self.out / STATE)
+
+    def take_step(self, samples: Sequence[Sample]) -> float:
+        """One optimizer step; its loss."""
+        import torch
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
+            loss = answer_loss(self.model, encode(samples, self.tokenizer, self.images))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        running = loss.item() if step == 1 else 0.97 * running + 0.03 * loss.item()
-        if step % 50 == 0:
-            logger.info("step %d loss %.3f, %.1f samples/s", step, running, step * batch_size / (time.monotonic() - began))
-        if step % 400 == 0 or step == steps:
-            logger.info("held out %s", held_out_losses(model, tokenizer, images, seed))
-        if time.monotonic() - saved > save_every_s or step == steps:
-            save(model, tokenizer, images, out, {"seed": seed, "steps": step, "planned_steps": steps, "batch_size": batch_size, "learning_rate": learning_rate})
-            saved = time.monotonic()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return float(loss.detach())
 
-BF16 = os.environ.get("BF16") == "1"
+    def held_out(self) -> dict[str, float]:
+        """See ``held_out_losses``."""
+        return held_out_losses(self.model, self.tokenizer, self.images, self.recipe.seed)
 
-def save(model, tokenizer, images, out, recipe):
-    import torch, copy
-    from transformers import Qwen2VLForConditionalGeneration
-    m = copy.deepcopy(model).to(torch.bfloat16)
-    m.save_pretrained(out); images.save_pretrained(out)
-    recipe["held_out"] = held_out_losses(model, tokenizer, images, recipe["seed"])
-    recipe["sha256"] = hashlib.sha256((out/"model.safetensors").read_bytes()).hexdigest()
-    (out/"recipe.json").write_text(json.dumps(recipe, indent=1))
+    def save(self) -> None:
+        """Write the finished base in bfloat16 with its recipe and digest."""
+        import torch
+
+        held_out = self.held_out()
+        self.model.to(torch.bfloat16).save_pretrained(self.out)
+        self.images.save_pretrained(self.out)
+        sha256 = hashlib.sha256((self.out / "model.safetensors").read_bytes()).hexdigest()
+        content = {**asdict(self.recipe), "held_out": held_out, "sha256": sha256}
+        (self.out / "recipe.json").write_text(json.dumps(content, indent=1) + "\n")
+        (self.out / STATE).unlink(missing_ok=True)
+
+
+def pretrain(out: Path, recipe: Recipe, *, keep_every_s: float = 120.0) -> None:
+    """Train and write the base model's directory; an interrupted run goes on where it was kept."""
+    run = Pretraining(out, recipe)
+    run.resume()
+    began = kept = time.monotonic()
+    first, running = run.step, 0.0
+    for samples in batches(recipe.seed, range(first, recipe.steps), recipe.batch_size):
+        loss = run.take_step(samples)
+        running = loss if run.step == first + 1 else 0.97 * running + 0.03 * loss
+        if run.step % 50 == 0:
+            rate = (run.step - first) * recipe.batch_size / (time.monotonic() - began)
+            logger.info("step %d/%d loss %.3f, %.1f samples/s", run.step, recipe.steps, running, rate)
+        if run.step % 500 == 0:
+            logger.info("held out %s", run.held_out())
+        if time.monotonic() - kept > keep_every_s:
+            run.keep()
+            kept = time.monotonic()
+    run.save()
+
+
+def main() -> None:
+    """``python -m echoray.model.base.pretrain``."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description="Pretrain the tiny base model.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new model")
+    for name, value in asdict(Recipe()).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            parser.add_argument(flag, action="store_true", help="forward and backward in bfloat16")
+        else:
+            parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
+    parser.add_argument("--threads", type=int, default=1, help="default 1")
+    chosen = vars(parser.parse_args())
+    out, threads = chosen.pop("out"), chosen.pop("threads")
+    import torch
+
+    torch.set_num_threads(threads)
+    pretrain(out, Recipe(**chosen))
+
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(); parser.add_argument("--out", type=Path); parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=16); parser.add_argument("--lr", type=float, default=1.5e-3); parser.add_argument("--threads", type=int, default=1)
-    a = parser.parse_args()
-    import torch
-    torch.set_num_threads(a.threads)
-    pretrain(a.out, steps=a.steps, seed=20260101, batch_size=a.batch, learning_rate=a.lr, save_every_s=240)
+    main()

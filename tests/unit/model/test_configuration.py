@@ -65,7 +65,9 @@ def test_a_value_that_no_layer_can_have_is_refused_by_name(changes: dict[str, An
 
 def test_no_experts_need_no_experts_per_token() -> None:
     assert EchoVLMTextConfig(**SIZES, num_experts=0).num_experts == 0
-    assert EchoVLMTextConfig(**SIZES, shared_expert_intermediate_size=None).shared_expert_intermediate_size == 0
+    assert (
+        EchoVLMTextConfig(**SIZES, shared_expert_intermediate_size=None).shared_expert_intermediate_size == 0
+    )
 
 
 def test_registering_again_changes_nothing() -> None:

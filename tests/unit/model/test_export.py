@@ -76,7 +76,9 @@ def test_the_merged_directory_gives_the_logits_of_the_model_with_adapters(
     assert loaded.config.text_config.mix == mix
     assert (len(list(out.glob("*.safetensors"))) > 1) == bool(shard_bytes)
     assert not any("lora" in key for file in out.glob("*.safetensors") for key in load_file(file))
-    assert {weight.dtype for weight in load_exported(out, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in load_exported(out, dtype=torch.bfloat16).parameters()} == {
+        torch.bfloat16
+    }
 
 
 def test_transformers_alone_loads_it_after_the_import(build: Build, base: Path, tmp_path: Path) -> None:

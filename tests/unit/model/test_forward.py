@@ -16,7 +16,7 @@ Build = Callable[..., EchoVLMForConditionalGeneration]
 Prompts = Callable[..., dict[str, Tensor]]
 
 
-def positions_4T(model: EchoVLMForConditionalGeneration, one: dict[str, Tensor]) -> Tensor:
+def packed_positions(model: EchoVLMForConditionalGeneration, one: dict[str, Tensor]) -> Tensor:
     """Position in the example, then transformers' own M-RoPE planes."""
     ids_1T = one["input_ids"]
     kinds_1T = one.get("mm_token_type_ids", torch.zeros_like(ids_1T))
@@ -34,7 +34,7 @@ def test_packed_rows_give_the_logits_of_the_examples_alone(build: Build, prompts
         [prompts(4, 8, (4, 4)), prompts(5, 7, (4, 6)), prompts(6, 12)],
     ]
     ids_BT = torch.stack([torch.cat([one["input_ids"][0] for one in row]) for row in rows])
-    positions_4BT = torch.stack([torch.cat([positions_4T(model, o) for o in row], 1) for row in rows], 1)
+    positions_4BT = torch.stack([torch.cat([packed_positions(model, o) for o in row], 1) for row in rows], 1)
     flat = [one for row in rows for one in row]
     images = {
         key: torch.cat([one[key] for one in flat if key in one]) for key in ("pixel_values", "image_grid_thw")

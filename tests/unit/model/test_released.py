@@ -61,7 +61,9 @@ def test_image_prompt_gives_the_expected_values(
         "aux_loss": out.aux_loss[None],
     }
     for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], **EXACT, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, expected[name], **EXACT, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @torch.no_grad()

@@ -120,7 +120,9 @@ def test_bfloat16_is_the_dtype_of_every_weight(qwen_dir: Path, model_config: Con
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("key", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight", "visual.merger.ln_q.bias"])
+@pytest.mark.parametrize(
+    "key", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight", "visual.merger.ln_q.bias"]
+)
 def test_a_missing_weight_that_is_not_the_moes_is_refused_by_name(
     qwen_dir: Path, model_config: Configure, key: str, tmp_path: Path
 ) -> None:
@@ -171,15 +173,27 @@ def test_a_tied_head_stays_tied(qwen_dir: Path, model_config: Configure, tmp_pat
 
 # Text sizes of Qwen2-VL-2B and -7B, and the parameters that Table 9's row says are trained in stage 1.
 SIZES = {
-    "echovlm_3b": {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "vocab_size": 151936},
-    "echovlm_11b": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "vocab_size": 152064},
+    "echovlm_3b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "vocab_size": 151936,
+    },
+    "echovlm_11b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "vocab_size": 152064,
+    },
 }
 
 
 @pytest.mark.parametrize(("preset", "added"), [("echovlm_11b", 3_391_496_248), ("echovlm_3b", 594_714_680)])
 def test_the_presets_add_the_parameters_that_the_fidelity_page_names(preset: str, added: int) -> None:
     run = load_run(preset).model
-    chosen = run.model_dump(include={"num_experts", "moe_intermediate_size", "shared_expert_intermediate_size"})
+    chosen = run.model_dump(
+        include={"num_experts", "moe_intermediate_size", "shared_expert_intermediate_size"}
+    )
 
     def count(**changes: int) -> int:
         text = {**SIZES[preset], "num_hidden_layers": 28, **chosen, **changes}
