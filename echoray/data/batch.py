@@ -191,10 +191,11 @@ def patchify(png: bytes) -> NDArray[np.float32]:
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as image:
-        pixels_HW3 = np.asarray(image.convert("RGB"), np.float32) / 255
-    pixels_3HW = ((pixels_HW3 - _MEAN_3) / _STD_3).transpose(2, 0, 1)
+        pixels_HW3 = np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+    pixels_3HW: NDArray[np.float32] = ((pixels_HW3 - _MEAN_3) / _STD_3).transpose(2, 0, 1)
     rows, columns = (side // PATCH_PX // MERGE for side in pixels_3HW.shape[1:])
     cut = pixels_3HW.reshape(3, rows, MERGE, PATCH_PX, columns, MERGE, PATCH_PX)
     # -> row, column, row in merge, column in merge, channel, y, x
     cut = cut.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3, 1, PATCH_PX, PATCH_PX)
-    return np.repeat(cut, TEMPORAL, axis=2).reshape(len(cut), -1)
+    patches_PD: NDArray[np.float32] = np.repeat(cut, TEMPORAL, axis=2).reshape(len(cut), -1)
+    return patches_PD

@@ -18,6 +18,7 @@ from echoray.data.ledger import ledger_row, write_ledger
 from echoray.data.prepare import STEPS, PrepareFolders, deid_key
 from echoray.data.sources.dicom import StudyFiles, list_studies, package_samples
 from echoray.data.split import leaked_patients
+from echoray.data.streaming import streamed
 from echoray.data.tokens import ConversationTokenizer
 from echoray.errors import ArtifactError, InputDataError
 from echoray.storage import Store, open_store
@@ -25,7 +26,6 @@ from echoray.types import SPLITS, ArtifactRef, Conversation, Progress, Rejection
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import ray.data
 
 CORPUS_BATCH = 8
 
@@ -69,7 +69,8 @@ def _write_phantom(run: RunConfig, folder: Path, progress: Progress) -> Mapping[
         return {"record": write_one(int(row["id"]), folder, phantom, seed=seed, language=language)}
 
     records = []
-    for row in _streamed(_range(phantom.num_studies, CORPUS_BATCH).map(write)):
+    items = [{"id": index} for index in range(phantom.num_studies)]
+    for row in streamed(items, len(items) // CORPUS_BATCH, lambda dataset: dataset.map(write)):
         records.append(row["record"])
         progress("synthetic studies", len(records), phantom.num_studies)
     report = finish_corpus(folder, records)
@@ -97,7 +98,7 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
     rows: list[dict[str, Any]] = []
     rejections: list[Rejection] = []
     counts: Counter[str] = Counter()
-    for number, row in enumerate(_streamed(_prepared(run, folders, key)), start=1):
+    for number, row in enumerate(_prepared(run, folders, key), start=1):
         rows += row["studies"]
         rejections += [Rejection(**one) for one in json.loads(row["rejections"])]
         counts.update(json.loads(row["counts"]))
@@ -128,16 +129,18 @@ def _folders(run: RunConfig, store: Store, corpus: ArtifactRef | None) -> list[S
     return [folder for source, name in sources for folder in list_studies(source, name)]
 
 
-def _prepared(run: RunConfig, folders: list[StudyFiles], key: bytes) -> ray.data.Dataset:
-    import ray.data
+def _prepared(run: RunConfig, folders: list[StudyFiles], key: bytes) -> Iterator[dict[str, Any]]:
+    from ray.data import ActorPoolStrategy
 
-    items = [{"folder": vars(folder)} for folder in folders]
-    dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // CORPUS_BATCH))
-    return dataset.map(
-        PrepareFolders,
-        fn_constructor_args=(run.data, key, run.seed),
-        concurrency=run.data.num_workers,
-        num_cpus=1,
+    return streamed(
+        [{"folder": vars(folder)} for folder in folders],
+        len(folders) // CORPUS_BATCH,
+        lambda dataset: dataset.map(
+            PrepareFolders,
+            fn_constructor_args=(run.data, key, run.seed),
+            compute=ActorPoolStrategy(size=run.data.num_workers),
+            num_cpus=1,
+        ),
     )
 
 
@@ -226,23 +229,6 @@ def _typed(table: pa.Table) -> pa.Table:
             index = table.column_names.index(name)
             table = table.set_column(index, name, table[name].cast(pa.list_(pa.int32())))
     return table.replace_schema_metadata({SCHEMA_KEY: SHARD_SCHEMA})
-
-
-def _range(count: int, batch: int) -> ray.data.Dataset:
-    import ray.data
-
-    return ray.data.range(count, override_num_blocks=max(1, count // batch))
-
-
-def _streamed(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Rows in order as they are finished, without Ray Data's own progress bars."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    yield from dataset.iter_rows()
 
 
 def _store(run: RunConfig) -> Store:

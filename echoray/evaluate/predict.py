@@ -15,6 +15,7 @@ from typing import Any
 
 from echoray import artifacts
 from echoray.config import RunConfig, digest
+from echoray.data.streaming import streamed
 from echoray.errors import ModelLoadError
 from echoray.evaluate.examples import Entry
 from echoray.storage import Store
@@ -134,21 +135,21 @@ def _streamed(
 ) -> Iterator[dict[str, Any]]:
     if not work:
         return
-    import ray.data
+    from ray.data import ActorPoolStrategy
 
     from echoray.evaluate.generate import BatchGenerator
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    dataset = ray.data.from_items(work, override_num_blocks=len(work)).map(
-        BatchGenerator,
-        fn_constructor_args=(store, list(sources), run.evaluate.max_new_tokens, run.train.precision),
-        compute=ray.data.ActorPoolStrategy(size=run.data.num_workers),
-        num_cpus=run.cluster.cpus_per_worker,
-        num_gpus=run.cluster.gpus_per_worker or None,
+    yield from streamed(
+        work,
+        len(work),
+        lambda dataset: dataset.map(
+            BatchGenerator,
+            fn_constructor_args=(store, list(sources), run.evaluate.max_new_tokens, run.train.precision),
+            compute=ActorPoolStrategy(size=run.data.num_workers),
+            num_cpus=run.cluster.cpus_per_worker,
+            num_gpus=run.cluster.gpus_per_worker or None,
+        ),
     )
-    yield from dataset.iter_rows()
 
 
 def _seal(

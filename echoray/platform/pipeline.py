@@ -83,7 +83,7 @@ class Pipeline:
         """Held-out figures of base, stage 1 and stage 2."""
         from echoray.evaluate import evaluate
 
-        models = {
+        models: dict[str, Path | ArtifactRef] = {
             MODEL_LABELS["base"]: self.base,
             MODEL_LABELS["align"]: self.model("align"),
             MODEL_LABELS["finetune"]: self.model("finetune"),

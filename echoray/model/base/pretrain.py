@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from echoray.model.base.captions import describe, draw, questions, sample_scene
 from echoray.model.base.tokenizer import train_tokenizer
+from echoray.types import Language
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Recipe:
 def make_sample(seed: int, index: int, size_px: int) -> Sample:
     """The sample of ``index``, the same wherever it is made."""
     rng = np.random.default_rng((seed, index))
-    language = "en" if rng.random() < ENGLISH_SHARE else "zh"
+    language: Language = "en" if rng.random() < ENGLISH_SHARE else "zh"
     scene = sample_scene(rng)
     prompt = PROMPTS[language][int(rng.integers(2))]
     turns = [(prompt, describe(scene, language, rng))]
