@@ -43,8 +43,24 @@ SHADOW_QUESTIONS: dict[Language, tuple[str, str, str]] = {
     ),
     "zh": ("有声影吗？", "有，后方可见声影。", "未描述声影。"),
 }
-_SIZE = re.compile(r"\d+(?:\.\d+)?(?:\s*[x×*]\s*\d+(?:\.\d+)?)?\s*(?:mm|cm|毫米|厘米)", re.IGNORECASE)
+_NUMBER, _UNIT = r"\d+(?:\.\d+)?", r"(?:mm|cm|毫米|厘米)"
+# One to three axes, each with or without its unit; a velocity, an area and a pressure are no size.
+_SIZE = re.compile(
+    rf"(?<![\d.,~～–-]){_NUMBER}(?:\s*{_UNIT}?\s*(?:[x×*]|by)\s*{_NUMBER})*"
+    rf"\s*{_UNIT}(?![a-z\d²³^]|\s*(?:/|Hg|每))",
+    re.IGNORECASE,
+)
 _SHADOW = re.compile(r"shadow|声影", re.IGNORECASE)
+_CLAUSE = re.compile(r"(?<=[.;])\s|[\n。；，]")
+_NO_SHADOW = re.compile(
+    r"\b(?:no|without)(?:\s+(?!but\b|with\b|and\b)[\w-]+){0,3}\s+shadow"
+    r"|\bshadow\w*\s+(?:is|was)\s+(?:not|absent)"
+    r"|(?:无(?!回声)|未见|未探及|不伴|没有)\w{0,4}声影",
+    re.IGNORECASE,
+)
+_NEGATION = re.compile(
+    r"\b(?:no|not|without|absent|absence|free|neither|nor)\b|无(?!回声)|[未不没]", re.IGNORECASE
+)
 
 
 def conversations(study: Study, *, vqa_per_study: int, seed: int) -> list[Conversation]:
@@ -80,7 +96,18 @@ def _questions(study: Study) -> Iterator[tuple[str, str]]:
     if size:
         yield SIZE_QUESTIONS[language], size
     question, yes, no = SHADOW_QUESTIONS[language]
-    yield question, yes if _SHADOW.search(study.report.text) else no
+    shadow = described_shadow(study.report)
+    if shadow is not None:
+        yield question, yes if shadow else no
+
+
+def described_shadow(report: Report) -> bool | None:
+    """Whether the report describes acoustic shadowing; None where its wording leaves that open."""
+    clauses = [one for one in _CLAUSE.split(report.text) if _SHADOW.search(one)]
+    denied = [one for one in clauses if _NO_SHADOW.search(one)]
+    if len(denied) == len(clauses):
+        return False
+    return None if any(_NEGATION.search(one) for one in clauses) else True
 
 
 def extracted_size(report: Report) -> str | None:

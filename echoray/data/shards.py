@@ -21,7 +21,7 @@ from echoray.data.split import leaked_patients
 from echoray.data.streaming import streamed
 from echoray.data.tokens import ConversationTokenizer
 from echoray.errors import ArtifactError, InputDataError
-from echoray.storage import Store, open_store
+from echoray.storage import Store, open_store, store_of
 from echoray.types import SPLITS, ArtifactRef, Conversation, Progress, Rejection, Report, Study
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def make_corpus(run: RunConfig, progress: Progress) -> ArtifactRef:
             raise InputDataError("the corpus is empty", hint="set data.source.phantom.num_studies above 0")
         return {**counts, "package_samples": len(samples)}
 
-    artifacts.produce(_store(run), ref, build, config=config)
+    artifacts.produce(store_of(run), ref, build, config=config)
     return ref
 
 
@@ -82,7 +82,7 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
 
     Raises InputDataError where there is no source, a folder is missing, or nothing is left.
     """
-    store = _store(run)
+    store = store_of(run)
     key = deid_key(run.data)
     config = {
         "data": run.data.model_dump(mode="json", exclude={"num_workers": True, "source": {"phantom"}}),
@@ -154,7 +154,7 @@ def _refuse_leaks(rows: Iterable[Mapping[str, Any]]) -> None:
 
 def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progress) -> ArtifactRef:
     """Build conversations and tokenize them for the base model in ``base`` (artifact kind "shards")."""
-    store = _store(run)
+    store = store_of(run)
     config = {
         "vqa_per_study": run.data.vqa_per_study,
         "max_length_tokens": run.data.max_length_tokens,
@@ -229,7 +229,3 @@ def _typed(table: pa.Table) -> pa.Table:
             index = table.column_names.index(name)
             table = table.set_column(index, name, table[name].cast(pa.list_(pa.int32())))
     return table.replace_schema_metadata({SCHEMA_KEY: SHARD_SCHEMA})
-
-
-def _store(run: RunConfig) -> Store:
-    return open_store(run.workspace, endpoint_url=run.storage.endpoint_url, region=run.storage.region)

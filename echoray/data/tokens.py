@@ -28,7 +28,9 @@ class ConversationTokenizer:
         """A shard row; labels are IGNORE except on the answer and its end-of-turn token."""
         given = self.prompt_text(conversation.prompt, conversation.language, len(images))
         given_ids = self.tokenizer(given).input_ids
-        answer_ids = self.tokenizer(f"{conversation.answer}{self.tokenizer.eos_token}").input_ids
+        # A report that spells a reserved token such as <|image_pad|> is text; it must not become that token.
+        answer_ids = self.tokenizer(conversation.answer, split_special_tokens=True).input_ids
+        answer_ids = [*answer_ids, self.tokenizer.eos_token_id]
         return {
             **vars(conversation),
             "input_ids": given_ids + answer_ids,

@@ -13,7 +13,8 @@ from typing import Literal
 
 from echoray.config import RunConfig
 from echoray.errors import EchoRayError
-from echoray.platform.workspace import MIN_FREE_BYTES, store_of
+from echoray.platform.workspace import MIN_FREE_BYTES
+from echoray.storage import store_of
 
 Status = Literal["ok", "warning", "error"]
 

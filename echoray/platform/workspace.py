@@ -11,15 +11,10 @@ from pathlib import Path
 
 from echoray.config import RunConfig
 from echoray.errors import BusyError, StorageError
-from echoray.storage import Store, open_store
+from echoray.storage import Store, store_of
 
 MIN_FREE_BYTES = 1 << 30
 _LOCK = ".lock"
-
-
-def store_of(run: RunConfig) -> Store:
-    """The store that all artifacts of ``run`` live in."""
-    return open_store(run.workspace, endpoint_url=run.storage.endpoint_url, region=run.storage.region)
 
 
 @contextmanager

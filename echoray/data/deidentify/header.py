@@ -2,74 +2,107 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import unicodedata
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
+    from pydicom import DataElement, Dataset
 
-# Attributes whose values are looked for, literally, in burned-in and report text.
-NAMES = (
-    "PatientName",
-    "ReferringPhysicianName",
-    "PerformingPhysicianName",
-    "OperatorsName",
-    "PhysiciansOfRecord",
-)
-STRINGS = (
+# Attributes whose values are looked for, literally, in burned-in and report text, beside all names and dates.
+STRINGS = frozenset((
     "PatientID", "OtherPatientIDs", "AccessionNumber", "InstitutionName", "InstitutionAddress", "StationName",
     "InstitutionalDepartmentName", "PatientTelephoneNumbers", "PatientAddress",
-)  # fmt: skip
-DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
+))  # fmt: skip
 _METHOD = "EchoRay: PS3.15 Basic Profile, burned-in text removed by rules"
+_STANDARD_UID = "1.2.840.10008."  # names SOP classes and transfer syntaxes, never an instance
 
 
 def identifiers(dataset: Dataset) -> tuple[str, ...]:
     """The header's identifying strings in the forms in which they are written elsewhere, without duplicates.
 
-    Short values (an operator's initials) are included; the caller matches them as whole words.
+    Every person's name (PN) and date (DA, DT) counts, in nested sequences as well. Short values (an
+    operator's initials) are included; the caller matches them as whole words.
     """
     found: dict[str, None] = {}
-    for keyword in NAMES:
-        for value in _values(dataset, keyword):
-            parts = [part for part in re.split(r"[\^,= ]+", value) if part]
-            found |= dict.fromkeys([*parts, " ".join(parts), " ".join(reversed(parts)), "".join(parts)])
-    for keyword in STRINGS:
-        found |= dict.fromkeys(_values(dataset, keyword))
-    for keyword in DATES:
-        for value in _values(dataset, keyword):
-            found |= dict.fromkeys(_date_forms(value))
+    for element in _public_elements(dataset):
+        values = element.value if element.VM > 1 else [element.value]
+        for value in (str(one).strip() for one in values if one is not None):
+            if element.VR == "PN":
+                found |= dict.fromkeys(_name_forms(value))
+            elif element.VR in ("DA", "DT"):
+                found |= dict.fromkeys(_date_forms(value))
+            elif element.keyword in STRINGS:
+                found[value] = None
     return tuple(value for value in found if len(value) >= 2)
 
 
 def anonymise(dataset: Dataset) -> Dataset:
-    """A copy without identifying attributes, nested sequences and private tags included."""
-    import copy
+    """A copy without identifying attributes, nested sequences and private tags included.
 
+    Instance UIDs are replaced everywhere, the same one by the same one within a process.
+    """
     from dicomanonymizer import anonymize_dataset
+    from dicomanonymizer.simpledicomanonymizer import replace_element_UID
 
+    originals = {str(uid) for element in _public_elements(dataset) for uid in _instance_uids(element)}
     clean = copy.deepcopy(dataset)
     anonymize_dataset(clean, delete_private_tags=True)
     clean.remove_private_tags()
+    for element in _public_elements(clean):  # the library leaves references within sequences as they are
+        if originals.intersection(_instance_uids(element)):
+            replace_element_UID(element)
     clean.PatientIdentityRemoved = "YES"  # (0012,0062)
     clean.DeidentificationMethod = _METHOD  # (0012,0063)
     return clean
 
 
-def _values(dataset: Dataset, keyword: str) -> list[str]:
-    value = dataset.get(keyword)
-    if value is None or value == "":
+def _public_elements(dataset: Dataset) -> Iterator[DataElement]:
+    """Every element with a standard meaning and a readable value, sequences' items included."""
+    from pydicom.errors import BytesLengthException
+
+    for tag in sorted(dataset.keys()):
+        if tag.is_private:
+            continue
+        try:
+            element = dataset[tag]
+        except (BytesLengthException, ValueError):  # a malformed number; names, dates and texts always parse
+            continue
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _public_elements(item)
+        else:
+            yield element
+
+
+def _instance_uids(element: DataElement) -> list[str]:
+    if element.VR != "UI" or not element.value:
         return []
-    several = value if not isinstance(value, str) and hasattr(value, "__iter__") else [value]
-    return [text for one in several if (text := str(one).strip())]
+    values = element.value if element.VM > 1 else [element.value]
+    return [str(uid) for uid in values if not str(uid).startswith(_STANDARD_UID)]
+
+
+def _name_forms(value: str) -> list[str]:
+    """A name's parts and their combinations, as written and without accents; "family^given=..." (PN)."""
+    forms = []
+    for group in value.split("="):
+        components = [" ".join(part.split()) for part in re.split(r"[\^,]+", group) if part.strip()]
+        forms += " ".join(components).split()
+        for order in (components, components[::-1]):
+            forms += [" ".join(order), "".join(order).replace(" ", "")]
+    plain = (unicodedata.normalize("NFKD", form).encode("ascii", "ignore").decode() for form in forms)
+    return [*forms, *(form for form in plain if form.strip())]
 
 
 def _date_forms(value: str) -> list[str]:
-    if not re.fullmatch(r"\d{8}", value):
+    """A DICOM date or date and time (YYYYMMDD...) as people write it; anything else unchanged."""
+    if not re.match(r"\d{8}", value):
         return [value]
-    year, month, day = value[:4], value[4:6], value[6:]
+    year, month, day = value[:4], value[4:6], value[6:8]
     return [
-        value,
+        year + month + day,
         *(sign.join((year, month, day)) for sign in "-/."),
         f"{day}.{month}.{year}",
         f"{day}/{month}/{year}",

@@ -22,9 +22,14 @@ from echoray.types import Box, Frame
 MIN_SCORE = 0.6  # below this the reading is not trusted
 BANNER_SHARE = 0.15  # of the height, at the top, where no regions tag tells
 MAX_TEXT_SHARE = 0.1  # of the height; anything taller is a scan's edge, not a line of text
-TEXTURE = "texture"
+_MAX_CHANCE_CHARS = 3  # as much as speckle may read like the initials of someone
+TEXTURE, KNOWN = "texture", "known"
 _CACHE_LINES = 20_000
 _MARGIN_PX = 2
+_BORDER_PX = 16  # black around the picture: the detector misses text at its very edge
+# A depth axis: dashes (height, width in px) that stand alone beside a scan (share of the width). No character
+# is that flat, and lines of interlaced text do not stand alone.
+_TICK_MAX_PX, _TICK_LENGTH_PX, _TICK_GAP_PX, _AXIS_SHARE, _DARK = 2, (3, 24), 4, 0.05, 24
 _INPAINT_RADIUS_PX = 3
 
 
@@ -87,8 +92,10 @@ class RapidTextReader:
         """Text with its box; an empty list where nothing looks like text."""
         from rapidocr.main import RapidOCRError
 
+        edge = (_BORDER_PX, _BORDER_PX)
+        padded = np.pad(pixels_HW3[..., ::-1], (edge, edge, (0, 0)))
         try:
-            crops, found = self._engine.detect_and_crop(np.ascontiguousarray(pixels_HW3[..., ::-1]), {})
+            crops, found = self._engine.detect_and_crop(padded, {})
         except RapidOCRError:  # its way to say that there is no text
             return []
         keys = [hashlib.sha256(crop.tobytes() + str(crop.shape).encode()).digest() for crop in crops]
@@ -96,9 +103,9 @@ class RapidTextReader:
         if fresh:
             result = self._engine.recognize_txt(list(fresh.values()))
             self._lines.update(zip(fresh, zip(result.txts, result.scores, strict=True), strict=True))
-        read = [
-            ReadText(_box(corners), *self._lines[key]) for key, corners in zip(keys, found.boxes, strict=True)
-        ]
+        height, width = pixels_HW3.shape[:2]
+        boxes = [_box(corners - _BORDER_PX, width, height) for corners in found.boxes]
+        read = [ReadText(box, *self._lines[key]) for key, box in zip(keys, boxes, strict=True)]
         while len(self._lines) > _CACHE_LINES:
             self._lines.popitem(last=False)
         return read
@@ -109,7 +116,8 @@ def redact_frame(
 ) -> RedactedFrame:
     """Remove patient information from one frame.
 
-    Outside of the scan regions everything is blanked and only allow-listed text is put back (default deny).
+    Outside of the scan regions everything is blanked and only allow-listed text and the depth axis' dashes
+    are put back (default deny).
     Inside, text that names a patient, or that no rule knows, is filled from its surroundings. Without a
     regions tag, text in the banner area that cannot be read is filled as well (fail closed).
     """
@@ -121,8 +129,10 @@ def redact_frame(
     boxes = []
     for one in texts:
         inside = _inside(one.box, scan, height)
+        category, kept = _decide(one, known, rules, inside=inside)
         oversized = one.box.y1 - one.box.y0 > MAX_TEXT_SHARE * height
-        category, kept = (TEXTURE, inside) if oversized else _decide(one, known, rules, inside=inside)
+        if oversized and (category != KNOWN or len(one.text) <= _MAX_CHANCE_CHARS):
+            category, kept = TEXTURE, inside if scan else _below_banner(one.box, height)
         boxes.append(TextBox(one.box, category, kept))
     for box in boxes:
         if scan and box.kept and box.category != TEXTURE:
@@ -143,7 +153,7 @@ def redact_frame(
 def _decide(one: ReadText, known: re.Pattern[str] | None, rules: Rules, *, inside: bool) -> tuple[str, bool]:
     text = one.text.strip()
     if known and (known.search(text) or known.search(re.sub(r"\s+", "", text))):
-        return "known", False
+        return KNOWN, False
     denied = rules.denied(text)
     if denied is not None:
         return denied, False
@@ -163,6 +173,10 @@ def _inside(box: Box, scan: list[Box], height: int) -> bool:
     return box.y0 >= BANNER_SHARE * height
 
 
+def _below_banner(box: Box, height: int) -> bool:
+    return box.y0 + box.y1 >= 2 * BANNER_SHARE * height
+
+
 def _touches(box: Box, scan: list[Box]) -> bool:
     return any(box.x0 < one.x1 and one.x0 < box.x1 and box.y0 < one.y1 and one.y0 < box.y1 for one in scan)
 
@@ -171,7 +185,32 @@ def _blank_outside(pixels_HW3: NDArray[np.uint8], scan: list[Box]) -> NDArray[np
     kept = np.zeros_like(pixels_HW3)
     for box in scan:
         kept[_slice(box)] = pixels_HW3[_slice(box)]
+    for tick in _ticks(pixels_HW3, scan):
+        kept[_slice(tick)] = pixels_HW3[_slice(tick)]
     return kept
+
+
+def _ticks(pixels_HW3: NDArray[np.uint8], scan: list[Box]) -> list[Box]:
+    """The dashes of the depth axis beside the scan regions."""
+    import cv2
+
+    bright_HW = (pixels_HW3.max(axis=2) > _DARK).astype(np.uint8)
+    beside_HW = np.zeros_like(bright_HW)
+    reach = round(_AXIS_SHARE * bright_HW.shape[1])
+    for box in scan:
+        beside_HW[box.y0 : box.y1, max(0, box.x0 - reach) : box.x1 + reach] = 1
+    for box in scan:
+        beside_HW[_slice(box)] = 0
+    _, _, stats, _ = cv2.connectedComponentsWithStats(bright_HW * beside_HW, connectivity=8)
+    found = []
+    for x, y, w, h, _ in stats[1:].tolist():
+        if h > _TICK_MAX_PX or not _TICK_LENGTH_PX[0] <= w <= _TICK_LENGTH_PX[1]:
+            continue
+        rows = slice(max(0, y - _TICK_GAP_PX), y + h + _TICK_GAP_PX)
+        around = bright_HW[rows, max(0, x - 1) : x + w + 1]
+        if True or around.sum() == bright_HW[y : y + h, x : x + w].sum():
+            found.append(Box(x, y, x + w, y + h))
+    return found
 
 
 def _filled(pixels_HW3: NDArray[np.uint8], fill_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -182,9 +221,11 @@ def _filled(pixels_HW3: NDArray[np.uint8], fill_HW: NDArray[np.uint8]) -> NDArra
     )
 
 
-def _box(corners_42: NDArray[np.float32]) -> Box:
-    (x0, y0), (x1, y1) = corners_42.min(axis=0), corners_42.max(axis=0)
-    return Box(int(x0), int(y0), int(np.ceil(x1)), int(np.ceil(y1)))
+def _box(corners_42: NDArray[np.float32], width: int, height: int) -> Box:
+    limits = np.array((width, height))
+    first = np.clip(np.floor(corners_42.min(axis=0)), 0, limits).astype(int)
+    last = np.clip(np.ceil(corners_42.max(axis=0)), 0, limits).astype(int)
+    return Box(int(first[0]), int(first[1]), int(last[0]), int(last[1]))
 
 
 def _grown(box: Box, width: int, height: int) -> Box:

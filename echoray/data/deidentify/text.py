@@ -1,4 +1,4 @@
-"""Report text: sentences that only identify are dropped, identifying spans in clinical ones are cut."""
+"""Report text: sentences and clauses that only identify are dropped, spans in clinical ones are cut."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ from echoray.data.deidentify.rules import Rules
 
 # A full stop ends a sentence unless it stands in a number, an initial or after a title.
 _SENTENCE = re.compile(
-    r"(?<=[。！？；])|(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bProf\.)(?<!\bNo\.)\s+(?=[^\d\s])"
+    r"(?<=[。！？；])|(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bProf\.)(?<!\bNo\.)"
+    r"(?<!\b[A-Z]\.)\s+(?=[^\d\s])"
 )
+_CLAUSE = re.compile(r"(?<=[，；、（）])|(?<=[,;])(?=\s)|(?=\((?!\+?\d+\)))|(?<=\))(?!\s?\d\d)")
 _CLINICAL = re.compile(
     r"\b(echo|cyst|nodule|lesion|mass|plaque|normal|enlarged|shadow|flow|lobe|wall|measur|gland|parenchyma|"
-    r"ventric|diameter|stenosis|fluid|unremarkable|calcif)|\d\s*(mm|cm)\b|"
+    r"ventric|diameter|stenosis|fluid|unremarkable|calcif)|\d\s*(mm|cm|ml|cm/s|m/s|%)(?![A-Za-z])|"
     r"回声|囊肿|结节|肿块|斑块|正常|增大|声影|血流|实质|狭窄|积液",
     re.IGNORECASE,
 )
+# Short words that staff's initials or a placeholder in a name may equal, and that a report cannot spare.
+_ABBREVIATIONS = frozenset((
+    "NO", "IN", "IS", "OF", "ON", "AT", "TO", "AS", "BY", "IT", "CT", "MR", "US", "RT", "LT", "DR", "AP",
+    "LV", "RV", "LA", "RA", "AO", "MI", "TI", "PW", "CW", "CF", "CCA", "ICA", "ECA", "IVC", "CBD",
+))  # fmt: skip
 _LEFTOVERS = (
     (re.compile(r"\(\s*[,;:]?\s*\)|（\s*[，；：]?\s*）"), ""),
     (re.compile(r"\s+([,.;:，。；：])"), r"\1"),
     (re.compile(r"([,，;；:：])(\s*[,，;；:：])+"), r"\1"),
+    (re.compile(r"[,，;；:：、]+\s*([.。])"), r"\1"),
+    (re.compile(r"^[\s,，;；:：、.。]+"), ""),
     (re.compile(r"[ \t]{2,}"), " "),
 )
 
@@ -36,12 +45,17 @@ class RedactedText:
 
 
 def redact_text(text: str, *, identifiers: Iterable[str], rules: Rules) -> RedactedText:
-    """Remove names, numbers, dates, addresses, institutions and staff; measurements stay."""
+    """Remove names, numbers, dates, addresses, institutions and staff; measurements and lines stay."""
     known = known_pattern(identifiers)
     removed: Counter[str] = Counter()
+    lines = (_redact_line(line, known, rules, removed) for line in text.splitlines())
+    return RedactedText("\n".join(line for line in lines if line), dict(removed))
+
+
+def _redact_line(line: str, known: re.Pattern[str] | None, rules: Rules, removed: Counter[str]) -> str:
     kept = []
-    for sentence in (part for part in _SENTENCE.split(text) if part and part.strip()):
-        category = "known" if known and known.search(sentence) else rules.denied(sentence)
+    for sentence in (part for part in _SENTENCE.split(line) if part and part.strip()):
+        category = _category(sentence, known, rules)
         if category is None:
             kept.append(sentence)
             continue
@@ -49,28 +63,50 @@ def redact_text(text: str, *, identifiers: Iterable[str], rules: Rules) -> Redac
         if _CLINICAL.search(sentence):
             kept.append(_cut(sentence, known, rules))
     spaced = "".join(one if one[-1:] in "。！？；" else f"{one.strip()} " for one in kept)
-    return RedactedText(spaced.strip(), dict(removed))
+    return spaced.strip()
 
 
 def known_pattern(identifiers: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches any of the header's strings; short ASCII ones only as whole words in their own case."""
+    """Matches any of the header's strings; short ASCII ones only as whole words in their own case.
+
+    Initials that are a common clinical abbreviation as well are left to the rules.
+    """
     parts = []
     for value in sorted(set(identifiers), key=len, reverse=True):
         escaped = re.escape(value)
         if not value.isascii():
-            parts.append(escaped)
-        elif len(value) <= 3:
-            parts.append(rf"(?<![A-Za-z0-9]){escaped}(?![A-Za-z0-9])")
-        else:
+            parts.append(f"(?i:{escaped})")
+        elif len(value) > 3:
             parts.append(rf"(?i:(?<![A-Za-z0-9]){escaped}(?![A-Za-z0-9]))")
+        elif value.upper() not in _ABBREVIATIONS:
+            parts.append(rf"(?<![A-Za-z0-9]){escaped}(?![A-Za-z0-9])")
     return re.compile("|".join(parts)) if parts else None
 
 
+def _category(text: str, known: re.Pattern[str] | None, rules: Rules) -> str | None:
+    return "known" if known and known.search(text) else rules.denied(text)
+
+
 def _cut(sentence: str, known: re.Pattern[str] | None, rules: Rules) -> str:
-    if known:
-        sentence = known.sub("", sentence)
-    for _, pattern in rules.deny:
-        sentence = pattern.sub("", sentence)
+    """The sentence without clauses that only identify, and without identifying spans in the others."""
+    clauses = [
+        clause
+        for clause in _CLAUSE.split(sentence)
+        if _category(clause, known, rules) is None or _CLINICAL.search(clause)
+    ]
+    # A clause at the end takes the full stop with it.
+    end = sentence[-1:] if sentence[-1:] in ".。！？；" else ""
+    text = "".join(clauses)
+    text = text if text.endswith(end) else text + end
+    text = _tidy(text)
+    while _category(text, known, rules) is not None:  # what closes up after a cut may identify as well
+        for pattern in ([known] if known else []) + [pattern for _, pattern in rules.deny]:
+            text = pattern.sub("", text)
+        text = _tidy(text)
+    return text
+
+
+def _tidy(text: str) -> str:
     for pattern, replacement in _LEFTOVERS:
-        sentence = pattern.sub(replacement, sentence)
-    return sentence
+        text = pattern.sub(replacement, text)
+    return text

@@ -40,7 +40,7 @@ def batch(tiny_run: RunConfig, tiny_shards: ArtifactRef) -> dict[str, Tensor]:
     return to_tensors(pack(examples, 160, 5118), torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize("accumulation", [2, 3])
+@pytest.mark.parametrize("accumulation", [2, 3, 16])
 def test_accumulation_changes_neither_losses_nor_gradients(
     steps_of: Steps, tiny_run: RunConfig, accumulation: int
 ) -> None:

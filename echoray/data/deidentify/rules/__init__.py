@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 # Machines mix both languages on one screen, so every rule holds for every text.
 LANGUAGES = ("en", "zh")
+_EDGE = r"(?a:\b)"  # a word's edge among ASCII letters: in Chinese text a date borders on letters
 
 
 class RuleFile(BaseModel):
@@ -57,7 +58,7 @@ def load_rules() -> Rules:
         rules = RuleFile.model_validate(yaml.safe_load(content))
         for target, source in ((deny, rules.deny), (allow, rules.allow)):
             target += [
-                (category, re.compile(pattern, re.IGNORECASE))
+                (category, re.compile(pattern.replace(r"\b", _EDGE), re.IGNORECASE))
                 for category, patterns in source.items()
                 for pattern in patterns
             ]

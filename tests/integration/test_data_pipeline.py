@@ -1,0 +1,390 @@
+"""Corpus, studies and shards on real Ray Data: what is kept, what is not, and that no byte depends on how."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+from PIL import Image
+
+from echoray import artifacts
+from echoray.config import RunConfig, load_run
+from echoray.data.batch import load_examples
+from echoray.data.deidentify.pixels import RapidTextReader
+from echoray.data.ledger import LEDGER_FILE, QUARANTINE_FILE
+from echoray.data.shards import make_corpus, prepare_studies, tokenize
+from echoray.errors import ConfigError, InputDataError
+from echoray.model.base import WEIGHTS
+from echoray.storage import Store, store_of
+from echoray.types import SPLITS, ArtifactRef, Progress
+from tests.integration.conftest import S3Server
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+
+NUM_STUDIES = 21
+PUBLIC_KEY = b"echoray synthetic studies"
+CHANGES: dict[str, Any] = {
+    "name": "pipeline",
+    "data": {
+        "source": {
+            "phantom": {
+                "num_studies": NUM_STUDIES,
+                "width": 320,
+                "height": 240,
+                "patients_with_two_studies_rate": 0.4,
+            },
+            "package_samples": False,
+        },
+        "deidentify": {"pixels": False},
+        "split": {"train": 0.5, "validation": 0.2, "test": 0.3},
+        "image_size_px": 56,
+        "shard_rows": 8,
+        "num_workers": 1,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run and the artifacts that it made."""
+
+    run: RunConfig
+    corpus: ArtifactRef
+    studies: ArtifactRef
+    shards: ArtifactRef
+
+    @property
+    def store(self) -> Store:
+        return store_of(self.run)
+
+    @property
+    def refs(self) -> tuple[ArtifactRef, ...]:
+        return self.corpus, self.studies, self.shards
+
+
+def silent(step: str, done: int, total: int | None) -> None:
+    return None
+
+
+def make(run: RunConfig, progress: Progress = silent) -> Made:
+    corpus = make_corpus(run, progress)
+    studies = prepare_studies(run, corpus, progress)
+    return Made(run, corpus, studies, tokenize(run, studies, WEIGHTS, progress))
+
+
+def rows_of(store: Store, path: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for part in store.list(path):
+        if part.rpartition("/")[2].startswith("part-"):
+            with store.open(part) as handle:
+                rows += pq.read_table(handle).to_pylist()
+    return rows
+
+
+def ledger_of(store: Store, ref: ArtifactRef) -> dict[str, dict[str, Any]]:
+    return {row["step"]: row for row in json.loads(store.read_bytes(f"{ref.path}/{LEDGER_FILE}"))}
+
+
+def quarantine_of(store: Store, ref: ArtifactRef) -> list[dict[str, str]]:
+    if ref.kind == "corpus":
+        return []
+    with store.open(f"{ref.path}/{QUARANTINE_FILE}") as handle:
+        rows: list[dict[str, str]] = pq.read_table(handle).to_pylist()
+    return rows
+
+
+def keyed(key: bytes, value: object) -> str:
+    return hmac.new(key, str(value).encode(), hashlib.sha256).hexdigest()
+
+
+def folder_of(made: Made) -> Path:
+    local = made.store.local(made.corpus.path)
+    assert local is not None
+    return local
+
+
+def truths(made: Made) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder_of(made) / "truth.jsonl").read_text().splitlines()]
+
+
+def header(folder: Path) -> pydicom.Dataset:
+    """The header of any file of a study that has one."""
+    for path in sorted(folder.glob("*.dcm"), reverse=True):
+        try:
+            return pydicom.dcmread(path, stop_before_pixels=True)
+        except pydicom.errors.InvalidDicomError:
+            continue
+    raise AssertionError(f"{folder}: no readable header")
+
+
+@pytest.fixture(scope="module")
+def made(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The pipeline with one worker in a fresh folder."""
+    workspace = str(tmp_path_factory.mktemp("one-worker"))
+    return make(load_run("tiny").merged({**CHANGES, "workspace": workspace}))
+
+
+def digests(store: Store, ref: ArtifactRef) -> dict[str, str]:
+    """The manifest's digests, after every file was read and compared with them."""
+    artifacts.verify(store, ref)
+    return dict(artifacts.require(store, ref, made_by="a test").files)
+
+
+def assert_same_bytes(made: Made, other: Store) -> None:
+    """``other`` holds the same three artifacts, file for file."""
+    for ref in made.refs:
+        expected, found = digests(made.store, ref), digests(other, ref)
+        assert found.keys() == expected.keys()
+        differ = {name for name, value in expected.items() if found[name] != value}
+        # An unreadable file has no identity but its address, and the corpus lies below the workspace.
+        assert differ <= {QUARANTINE_FILE}
+        one, two = (sorted(map(quarantined, quarantine_of(store, ref))) for store in (made.store, other))
+        assert one == two
+    assert len(list(folder_of(made).rglob("*.dcm"))) > 2 * NUM_STUDIES - 3
+    assert len([path for path in made.store.list(made.shards.path) if "/part-" in path]) > len(SPLITS)
+
+
+def quarantined(row: dict[str, str]) -> tuple[str, ...]:
+    return row["step"], row["reason"], row["detail"], "" if row["step"] == "read" else row["record"]
+
+
+def test_every_record_is_in_the_output_or_in_quarantine(made: Made) -> None:
+    steps = ledger_of(made.store, made.studies) | ledger_of(made.store, made.shards)
+    for row in steps.values():
+        assert row["records_in"] == row["records_out"] + sum(row["quarantined"].values()), row
+    assert steps["read"]["records_in"] == len(list(folder_of(made).rglob("*.dcm")))
+    readable = [truth for truth in truths(made) if truth["fault"] != "corrupt"]
+    assert steps["frames"]["records_in"] == sum(len(truth["marks"]) for truth in readable)
+    assert steps["studies"]["records_in"] == NUM_STUDIES
+    assert steps["studies"]["records_out"] == steps["deidentify"]["records_in"]
+    studies, examples = rows_of(made.store, made.studies.path), rows_of(made.store, made.shards.path)
+    assert steps["deidentify"]["records_out"] == len(studies) == NUM_STUDIES - 3
+    assert steps["tokenize"]["records_out"] == len(examples) == 4 * len(studies)
+    for ref in (made.studies, made.shards):
+        found: dict[tuple[str, str], int] = defaultdict(int)
+        for row in quarantine_of(made.store, ref):
+            found[row["step"], row["reason"]] += 1
+        ledger = ledger_of(made.store, ref).values()
+        assert found == {(row["step"], why): num for row in ledger for why, num in row["quarantined"].items()}
+
+
+def test_each_fault_is_quarantined_for_what_it_is_and_nothing_else_is_lost(made: Made) -> None:
+    reasons: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for row in quarantine_of(made.store, made.studies):
+        reasons[row["record"].partition("/")[0]].add((row["step"], row["reason"]))
+    kept = {row["study_hash"]: row for row in rows_of(made.store, made.studies.path)}
+    expected = {
+        "multi_region": {("frames", "multi_region"), ("studies", "no_image")},
+        "no_report": {("studies", "no_report")},
+        "corrupt": {("studies", "no_image")},
+    }
+    for truth in truths(made):
+        folder = folder_of(made) / f"study-{truth['index']:05d}"
+        study_hash = keyed(PUBLIC_KEY, header(folder).StudyInstanceUID)
+        if truth["fault"] is not None:
+            assert reasons.pop(study_hash) == expected[truth["fault"]]
+            assert study_hash not in kept
+        else:
+            row = kept.pop(study_hash)
+            assert (row["findings"], row["impression"]) == tuple(truth["clean_report"].values())
+            assert row["system"] == truth["system"]
+    assert not kept
+    # What is left names files that cannot be read, by the hash of their address, and second views.
+    left = sorted(one for found in reasons.values() for one in found)
+    assert {step for step, _ in left} <= {"read", "frames"}
+    damaged = [reason for step, reason in left if step == "read"]
+    assert damaged in (["not_dicom"], ["unreadable_pixels"])
+
+
+def test_shards_load_as_training_examples_and_no_patient_is_in_two_splits(made: Made) -> None:
+    studies = {row["study_hash"]: row for row in rows_of(made.store, made.studies.path)}
+    patients: dict[str, set[str]] = defaultdict(set)
+    for split in SPLITS:
+        examples = load_examples(made.store, made.shards, split)
+        assert {one.study_hash for one in examples} == {
+            key for key, row in studies.items() if row["split"] == split
+        }
+        for one in examples:
+            row = studies[one.study_hash]
+            patients[row["patient_key"]].add(split)
+            assert one.images == tuple(row["images"])
+            assert one.num_targets > 3 and one.system == row["system"]
+    assert all(len(splits) == 1 for splits in patients.values())
+    assert len(patients) < len(studies), "no patient has two studies"
+    assert set.union(*patients.values()) == set(SPLITS)
+
+
+def test_two_workers_replace_a_half_written_attempt_and_write_the_same_bytes(
+    made: Made, tmp_path: Path
+) -> None:
+    run = made.run.merged({"workspace": str(tmp_path), "data": {"num_workers": 2}})
+    store = store_of(run)
+    for ref in made.refs:
+        victim = next(path for path in made.store.list(ref.path) if path.endswith((".parquet", ".dcm")))
+        store.write_bytes(victim, made.store.read_bytes(victim)[:100])
+        store.write_bytes(f"{ref.path}/part-00099.parquet", b"of another attempt")
+    again = make(run)
+    assert again.refs == made.refs
+    assert_same_bytes(made, store)
+
+
+def test_a_second_call_computes_and_writes_nothing(made: Made) -> None:
+    def refuse(step: str, done: int, total: int | None) -> None:
+        raise AssertionError(f"{step} was computed again")
+
+    root = Path(made.store.key())
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    assert make(made.run.merged({"data": {"num_workers": 2}}), refuse) == made_with(made, num_workers=2)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def made_with(made: Made, **data: Any) -> Made:
+    return Made(made.run.merged({"data": data}), *made.refs)
+
+
+_DRIVER = """
+import sys
+from echoray.config import RunConfig
+from echoray.data.shards import make_corpus, prepare_studies, tokenize
+from echoray.model.base import WEIGHTS
+from echoray.platform.runtime import ray_session
+
+run, silent = RunConfig.model_validate_json(sys.argv[1]), lambda *_: None
+with ray_session(run.cluster):
+    tokenize(run, prepare_studies(run, make_corpus(run, silent), silent), WEIGHTS, silent)
+"""
+
+
+def test_object_storage_holds_the_same_bytes_as_a_folder(made: Made, s3_server: S3Server) -> None:
+    run = made.run.merged(
+        {
+            "workspace": f"s3://{s3_server.bucket}/data-pipeline",
+            "storage": {"endpoint_url": s3_server.endpoint_url, "region": "us-east-1"},
+        }
+    )
+    # Its own Ray instance: the workers take the server's credentials from the environment they start in.
+    command = [sys.executable, "-c", _DRIVER, run.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_bytes(made, store_of(run))
+
+
+def test_examples_that_are_too_long_are_quarantined(made: Made) -> None:
+    lengths = {row["example_id"]: row["num_tokens"] for row in rows_of(made.store, made.shards.path)}
+    limit = sorted(lengths.values())[len(lengths) // 2]
+    run = made.run.merged({"data": {"max_length_tokens": limit}})
+    shards = tokenize(run, made.studies, WEIGHTS, silent)
+    assert shards != made.shards
+    kept = {row["example_id"] for row in rows_of(made.store, shards.path)}
+    rejected = quarantine_of(made.store, shards)
+    assert {row["record"] for row in rejected} == {one for one, num in lengths.items() if num > limit}
+    assert {(row["step"], row["reason"]) for row in rejected} == {("tokenize", "too_long")}
+    assert kept == {one for one, num in lengths.items() if num <= limit}
+    assert kept and rejected
+
+
+KEY_VARIABLE, KEY = "ECHORAY_TEST_DEID_KEY", "of one hospital"
+
+
+def archive_run(made: Made, archive: Path, name: str, **data: Any) -> RunConfig:
+    """The run with a folder of DICOM studies as its only source."""
+    source = {"phantom": None, "dicom_uris": [f"file://{archive}"]}
+    key = {"key_ref": f"env:{KEY_VARIABLE}"}
+    return made.run.merged({"name": name, "data": {"source": source, "deidentify": key}}).merged(
+        {"data": data}
+    )
+
+
+def copy_studies(made: Made, archive: Path, indices: list[int]) -> None:
+    for index in indices:
+        # As hospitals nest them.
+        shutil.copytree(folder_of(made) / f"study-{index:05d}", archive / f"2024/{index % 2}/{index:05d}")
+
+
+def test_an_archive_is_read_under_its_own_key_and_patients_stay_in_their_split_as_it_grows(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    sound = [truth["index"] for truth in truths(made) if truth["fault"] is None]
+    copy_studies(made, tmp_path, sound[:3])
+    first = prepare_studies(archive_run(made, tmp_path, "small"), None, silent)
+    copy_studies(made, tmp_path, sound[3:12])
+    second = prepare_studies(archive_run(made, tmp_path, "grown"), None, silent)
+    small, grown = (
+        {row["study_hash"]: row for row in rows_of(made.store, ref.path)} for ref in (first, second)
+    )
+    assert len(small) == 3 and len(grown) == 12
+    assert small == {key: grown[key] for key in small}
+    synthetic = {row["findings"] + row["impression"]: row for row in rows_of(made.store, made.studies.path)}
+    for index in sound[:12]:
+        said = header(folder_of(made) / f"study-{index:05d}")
+        row = grown.pop(keyed(KEY.encode(), said.StudyInstanceUID))
+        assert row["patient_key"] == keyed(KEY.encode(), said.PatientID)
+        twin = synthetic[row["findings"] + row["impression"]]
+        assert (row["images"], row["source"]) == (twin["images"], "dicom")
+    manifest = made.store.read_bytes(f"{second.path}/{artifacts.MANIFEST}").decode()
+    assert KEY_VARIABLE in manifest and KEY not in manifest
+
+
+def secrets_of(patient: dict[str, Any]) -> set[str]:
+    person = patient["patient"]
+    return {str(person["patient_id"]), *(part for part in person["name"].split() if len(part) > 3)}
+
+
+def test_pictures_of_studies_show_their_patient_only_where_pixels_are_left_alone(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    chosen = [truth for truth in truths(made) if truth["fault"] is None][:2]
+    copy_studies(made, tmp_path, [truth["index"] for truth in chosen])
+    secrets = set.union(*(secrets_of(truth["patient"]) for truth in chosen))
+    reader, seen = RapidTextReader(), []
+    for pixels in (False, True):
+        changes = {"image_size_px": 560, "deidentify": {"pixels": pixels}}
+        run = archive_run(made, tmp_path, "redacted" if pixels else "as-read", **changes)
+        ref = prepare_studies(run, None, silent)
+        rows = rows_of(made.store, ref.path)
+        assert len(rows) == 2
+        pictures = [np.asarray(Image.open(io.BytesIO(one))) for row in rows for one in row["images"]]
+        assert all(one.shape == (560, 560, 3) and one.std() > 10 for one in pictures)
+        text = " ".join(piece.text for one in pictures for piece in reader.read(one)).lower()
+        seen.append({secret for secret in secrets if secret.lower() in text})
+    assert len(seen[0]) >= 2, "the burned-in text was not readable in the first place"
+    assert not seen[1]
+
+
+def test_a_missing_key_or_archive_is_named(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    run = archive_run(made, tmp_path / "nowhere", "missing")
+    with pytest.raises(ConfigError, match=f"env:{KEY_VARIABLE}: the secret is empty or not set"):
+        prepare_studies(run, None, silent)
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with pytest.raises(InputDataError, match="nowhere: missing or empty"):
+        prepare_studies(run, None, silent)
+    assert not made.store.list("studies/missing")
+
+
+def test_an_archive_without_a_usable_study_is_refused_with_the_reason(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no DICOM")
+    with pytest.raises(InputDataError, match=r"no study is usable: 1 records were rejected.*not_dicom"):
+        prepare_studies(archive_run(made, tmp_path, "unusable"), None, silent)
+    assert not made.store.list("studies/unusable")
