@@ -181,7 +181,7 @@ def upload_folder(store: Store, folder: Path, path: str) -> dict[str, str]:
     for file in sorted(one for one in folder.rglob("*") if one.is_file()):
         name = file.relative_to(folder).as_posix()
         digests[name] = _sha256_file(file)
-        store.upload(file, f"{path}/{name}")
+        store.upload(file, f"{path}/{name}".lstrip("/"))
     return digests
 
 

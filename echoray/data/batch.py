@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from echoray.errors import ShardError
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Split
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SHARD_SCHEMA = b"1"
 SCHEMA_KEY = b"echoray_schema"
@@ -68,20 +72,26 @@ def load_examples(
 
     Raises ShardError where a shard was written by another schema version.
     """
-    import pyarrow.parquet as pq
-
     examples = []
     for path in store.list(f"{shards.path}/{split}"):
-        with store.open(path) as handle:
-            table = pq.read_table(handle)
-        found = (table.schema.metadata or {}).get(SCHEMA_KEY)
+        rows = read_shard(store, path).to_pylist()
+        examples += [_example(row) for row in rows if tasks is None or row["task"] in tasks]
+    return examples
+
+
+def read_shard(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read ``columns`` (none named: all) of one shard; ShardError where another schema version wrote it."""
+    import pyarrow.parquet as pq
+
+    with store.open(path) as handle:
+        shard = pq.ParquetFile(handle)
+        found = (shard.schema_arrow.metadata or {}).get(SCHEMA_KEY)
         if found != SHARD_SCHEMA:
             raise ShardError(
                 f"{store.uri(path)}: schema {found!r}, expected {SHARD_SCHEMA!r}",
                 hint="delete the shards artifact and run `echoray data tokenize`",
             )
-        examples += [_example(row) for row in table.to_pylist() if tasks is None or row["task"] in tasks]
-    return examples
+        return shard.read(columns=None if columns is None else list(columns))
 
 
 def _example(row: dict[str, object]) -> Example:

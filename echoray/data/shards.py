@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echoray import artifacts
 from echoray.config import RunConfig, digest
 from echoray.data.batch import SCHEMA_KEY, SHARD_SCHEMA
-from echoray.data.conversations import conversations
 from echoray.data.ledger import ledger_row, write_ledger
 from echoray.data.prepare import STEPS, PrepareFolders, deid_key
 from echoray.data.sources.dicom import StudyFiles, list_studies, package_samples
 from echoray.data.split import leaked_patients
 from echoray.data.streaming import streamed
-from echoray.data.tokens import ConversationTokenizer
+from echoray.data.tokens import FORMAT_FILES, TokenizeStudies, study_ranges
 from echoray.errors import ArtifactError, InputDataError
 from echoray.storage import Store, open_store, store_of
-from echoray.types import SPLITS, ArtifactRef, Conversation, Progress, Rejection, Report, Study
+from echoray.types import SPLITS, ArtifactRef, Progress, Rejection
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 CORPUS_BATCH = 8
+TOKENIZE_BATCH = 16
+# Settings that do not decide what a clean study is.
+_LATER: dict[str, Any] = {
+    "num_workers": True,
+    "vqa_per_study": True,
+    "max_length_tokens": True,
+    "source": {"phantom"},
+}
 
 
 def make_corpus(run: RunConfig, progress: Progress) -> ArtifactRef:
@@ -41,40 +49,52 @@ def make_corpus(run: RunConfig, progress: Progress) -> ArtifactRef:
     }
     ref = artifacts.plan("corpus", run.name, config=config)
 
-    def build(folder: Path) -> Mapping[str, Any]:
-        counts = _write_phantom(run, folder, progress)
-        samples = package_samples() if source.package_samples else []
-        for path in samples:
-            # One folder each: they are unrelated studies that share example UIDs.
-            target = folder / "package-samples" / path.stem
-            target.mkdir(parents=True)
-            shutil.copyfile(path, target / path.name)
-        if not counts.get("num_studies") and not samples:
-            raise InputDataError("the corpus is empty", hint="set data.source.phantom.num_studies above 0")
-        return {**counts, "package_samples": len(samples)}
-
-    artifacts.produce(store_of(run), ref, build, config=config)
+    store = store_of(run)
+    if artifacts.find(store, ref) is not None:
+        return ref
+    artifacts.clear(store, ref)
+    files = store.at(ref.path)
+    counts, digests = _write_phantom(run, files, progress)
+    samples = package_samples() if source.package_samples else []
+    for path in samples:
+        # One folder each: they are unrelated studies that share example UIDs.
+        files.upload(path, f"package-samples/{path.stem}/{path.name}")
+    if not counts.get("num_studies") and not samples:
+        raise InputDataError("the corpus is empty", hint="set data.source.phantom.num_studies above 0")
+    counts["package_samples"] = len(samples)
+    artifacts.seal(store, ref, config=config, counts=counts, digests=digests)
     return ref
 
 
-def _write_phantom(run: RunConfig, folder: Path, progress: Progress) -> Mapping[str, Any]:
-    from echoray.data.phantom import finish_corpus, write_one
+def _write_phantom(run: RunConfig, files: Store, progress: Progress) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write the synthetic studies from the workers straight into ``files``; counts, and sha256 by file."""
+    from echoray.data.phantom import StudyRecord, finish_corpus, write_one
 
     phantom = run.data.source.phantom
     if phantom is None or not phantom.num_studies:
-        return {}
+        return {}, {}
     seed, language = run.seed, run.data.language
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
-        return {"record": write_one(int(row["id"]), folder, phantom, seed=seed, language=language)}
+        with tempfile.TemporaryDirectory(prefix="echoray-") as folder:
+            record = write_one(int(row["id"]), Path(folder), phantom, seed=seed, language=language)
+            digests = artifacts.upload_folder(files, Path(folder), "")
+        return {"record": json.dumps(asdict(record)), "digests": json.dumps(digests)}
 
-    records = []
+    records: list[StudyRecord] = []
+    digests: dict[str, str] = {}
     items = [{"id": index} for index in range(phantom.num_studies)]
     for row in streamed(items, len(items) // CORPUS_BATCH, lambda dataset: dataset.map(write)):
-        records.append(row["record"])
+        records.append(StudyRecord(**json.loads(row["record"])))
+        digests |= json.loads(row["digests"])
         progress("synthetic studies", len(records), phantom.num_studies)
-    report = finish_corpus(folder, records)
-    return {"num_studies": report.num_studies, "num_frames": report.num_frames, "faults": dict(report.faults)}
+    report = finish_corpus(files, records)
+    counts = {
+        "num_studies": report.num_studies,
+        "num_frames": report.num_frames,
+        "faults": dict(report.faults),
+    }
+    return counts, digests
 
 
 def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progress) -> ArtifactRef:
@@ -85,7 +105,7 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
     store = store_of(run)
     key = deid_key(run.data)
     config = {
-        "data": run.data.model_dump(mode="json", exclude={"num_workers": True, "source": {"phantom"}}),
+        "data": run.data.model_dump(mode="json", exclude=_LATER),
         "key": digest(key.hex())[:16],
         "seed": run.seed,
     }
@@ -160,7 +180,7 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
         "max_length_tokens": run.data.max_length_tokens,
         "image_size_px": run.data.image_size_px,
         "shard_rows": run.data.shard_rows,
-        "tokenizer": digest((base / "tokenizer.json").read_text()),
+        "tokenizer": digest([(base / name).read_text() for name in FORMAT_FILES if (base / name).exists()]),
         "seed": run.seed,
     }
     ref = artifacts.plan("shards", run.name, config=config, parents=[studies])
@@ -168,17 +188,14 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
         return ref
     artifacts.require(store, studies, made_by="echoray data prepare")
     artifacts.clear(store, ref)
-    tokenizer = ConversationTokenizer(base, run.data.image_size_px)
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     rejections: list[Rejection] = []
     total = 0
-    for split, images, conversation in _conversations(run, store, studies, progress):
-        total += 1
-        row = tokenizer.encode(conversation, images)
-        if row["num_tokens"] > run.data.max_length_tokens:
-            rejections.append(Rejection(conversation.example_id, "tokenize", "too_long"))
-        else:
-            rows[split].append(row)
+    for made in _tokenized(run, store, studies, base, progress):
+        total += made["conversations"]
+        rejections += [Rejection(**one) for one in json.loads(made["rejections"])]
+        for row in made["examples"]:
+            rows[row.pop("split")].append(row)
     for split, kept in rows.items():
         _write_parts(store, f"{ref.path}/{split}", kept, run.data.shard_rows)
     kept_count = sum(map(len, rows.values()))
@@ -188,25 +205,27 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
     return ref
 
 
-def _conversations(
-    run: RunConfig, store: Store, studies: ArtifactRef, progress: Progress
-) -> Iterator[tuple[str, list[bytes], Conversation]]:
-    import pyarrow.parquet as pq
+def _tokenized(
+    run: RunConfig, store: Store, studies: ArtifactRef, base: Path, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    from ray.data import ActorPoolStrategy
 
-    paths = [path for path in store.list(studies.path) if path.rpartition("/")[2].startswith("part-")]
-    done = 0
-    for path in paths:
-        with store.open(path) as handle:
-            rows = pq.read_table(handle).to_pylist()
-        for row in rows:
-            done += 1
-            progress("tokenized studies", done, None if path != paths[-1] else done - 1 + len(rows) or done)
-            study = Study(
-                row["study_hash"], row["patient_key"], row["system"], row["language"], (),
-                Report(row["findings"], row["impression"]), row["source"],
-            )  # fmt: skip
-            for one in conversations(study, vqa_per_study=run.data.vqa_per_study, seed=run.seed):
-                yield row["split"], row["images"], one
+    work = list(study_ranges(store, studies, TOKENIZE_BATCH))
+    total, done = sum(one["stop"] - one["start"] for one in work), 0
+    rows = streamed(
+        work,
+        len(work),
+        lambda dataset: dataset.map(
+            TokenizeStudies,
+            fn_constructor_args=(store, base, run.data, run.seed),
+            compute=ActorPoolStrategy(size=run.data.num_workers),
+            num_cpus=1,
+        ),
+    )
+    for one, row in zip(work, rows, strict=True):
+        done += one["stop"] - one["start"]
+        progress("tokenized studies", done, total)
+        yield row
 
 
 def _write_parts(store: Store, path: str, rows: list[dict[str, Any]], shard_rows: int) -> None:

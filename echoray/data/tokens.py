@@ -1,16 +1,21 @@
-"""From a conversation to token ids and labels, in the base model's chat format."""
+"""From clean studies to token ids and labels, in the base model's chat format."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from echoray.config import DataConfig
 from echoray.data.batch import IGNORE, MERGE, PATCH_PX
-from echoray.data.conversations import SYSTEM_PROMPT
-from echoray.types import Conversation
+from echoray.data.conversations import SYSTEM_PROMPT, conversations
+from echoray.storage import Store
+from echoray.types import ArtifactRef, Conversation, Rejection, Report, Study
 
 IMAGE_PAD = "<|image_pad|>"
+FORMAT_FILES = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  # they decide the token ids
 
 
 class ConversationTokenizer:
@@ -49,3 +54,52 @@ class ConversationTokenizer:
         ]
         text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text.replace(IMAGE_PAD, self.pads)
+
+
+def study_ranges(store: Store, studies: ArtifactRef, size: int) -> Iterator[dict[str, Any]]:
+    """Work for ``TokenizeStudies``: {path, start, stop}, at most ``size`` rows of one part file each."""
+    import pyarrow.parquet as pq
+
+    for path in store.list(studies.path):
+        if path.rpartition("/")[2].startswith("part-"):
+            with store.open(path) as handle:
+                count = pq.ParquetFile(handle).metadata.num_rows
+            for start in range(0, count, size):
+                yield {"path": path, "start": start, "stop": min(start + size, count)}
+
+
+class TokenizeStudies:
+    """A Ray Data worker: a range of study rows in, one row with its shard rows and rejections out."""
+
+    def __init__(self, store: Store, base: Path, config: DataConfig, seed: int) -> None:
+        self.store, self.config, self.seed = store, config, seed
+        self.tokenizer = ConversationTokenizer(base, config.image_size_px)
+
+    def __call__(self, work: dict[str, Any]) -> dict[str, Any]:
+        """Ray Data's row function."""
+        import pyarrow.parquet as pq
+
+        with self.store.open(str(work["path"])) as handle:
+            table = pq.read_table(handle)
+        examples: list[dict[str, Any]] = []
+        rejections: list[Rejection] = []
+        for row in table.slice(work["start"], work["stop"] - work["start"]).to_pylist():
+            self._study(row, examples, rejections)
+        return {
+            "conversations": len(examples) + len(rejections),
+            "examples": examples,
+            "rejections": json.dumps([asdict(one) for one in rejections]),
+        }
+
+    def _study(
+        self, row: dict[str, Any], examples: list[dict[str, Any]], rejections: list[Rejection]
+    ) -> None:
+        report = Report(row["findings"], row["impression"])
+        named = {name: row[name] for name in ("study_hash", "patient_key", "system", "language", "source")}
+        study = Study(**named, frames=(), report=report)
+        for one in conversations(study, vqa_per_study=self.config.vqa_per_study, seed=self.seed):
+            example = self.tokenizer.encode(one, row["images"])
+            if example["num_tokens"] > self.config.max_length_tokens:
+                rejections.append(Rejection(one.example_id, "tokenize", "too_long"))
+            else:
+                examples.append({**example, "split": row["split"]})

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from echoray import artifacts
 from echoray.config import RunConfig
-from echoray.data.batch import SCHEMA_KEY, SHARD_SCHEMA
-from echoray.errors import EvaluationError, ShardError
+from echoray.data.batch import read_shard
+from echoray.errors import EvaluationError
 from echoray.storage import Store, store_of
 from echoray.types import SYSTEMS, ArtifactRef, Language, Task
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _TEXT_COLUMNS = ("example_id", "study_hash", "system", "task", "language", "prompt", "answer")
 
@@ -76,21 +73,6 @@ def _entries(store: Store, shards: ArtifactRef, tasks: Sequence[str]) -> Iterato
         for row, values in enumerate(columns):
             if values["task"] in tasks:
                 yield Entry(**values, path=path, row=row)
-
-
-def read_shard(store: Store, path: str, columns: Sequence[str]) -> pa.Table:
-    """Read ``columns`` of one shard; ShardError where another schema version wrote it."""
-    import pyarrow.parquet as pq
-
-    with store.open(path) as handle:
-        shard = pq.ParquetFile(handle)
-        found = (shard.schema_arrow.metadata or {}).get(SCHEMA_KEY)
-        if found != SHARD_SCHEMA:
-            raise ShardError(
-                f"{store.uri(path)}: schema {found!r}, expected {SHARD_SCHEMA!r}",
-                hint="delete the shards artifact and run `echoray data tokenize`",
-            )
-        return shard.read(columns=list(columns))
 
 
 def read_rows(

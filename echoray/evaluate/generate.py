@@ -17,9 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationC
 
 import echoray.model  # noqa: F401  (registers EchoVLM with the Auto classes)
 from echoray import artifacts
-from echoray.data.batch import IGNORE, patchify
+from echoray.data.batch import IGNORE, patchify, read_shard
 from echoray.errors import ModelLoadError
-from echoray.evaluate.examples import read_shard
 from echoray.storage import Store
 from echoray.types import ArtifactRef
 

@@ -208,7 +208,7 @@ def _ticks(pixels_HW3: NDArray[np.uint8], scan: list[Box]) -> list[Box]:
             continue
         rows = slice(max(0, y - _TICK_GAP_PX), y + h + _TICK_GAP_PX)
         around = bright_HW[rows, max(0, x - 1) : x + w + 1]
-        if True or around.sum() == bright_HW[y : y + h, x : x + w].sum():
+        if around.sum() == bright_HW[y : y + h, x : x + w].sum():
             found.append(Box(x, y, x + w, y + h))
     return found
 

@@ -19,7 +19,7 @@ from echoray.data.phantom.study import (
     synthesize_study,
     system_of,
 )
-from echoray.storage import open_store
+from echoray.storage import Store, open_store
 from echoray.types import Language, Progress
 
 ALWAYS_FAULTY_FROM = 20  # studies from which on each fault with a rate above zero occurs at least once
@@ -59,7 +59,7 @@ def write_corpus(
         records.append(write_one(index, out, config, seed=seed, language=language))
         if progress is not None:
             progress("corpus", index + 1, config.num_studies)
-    return finish_corpus(out, records)
+    return finish_corpus(open_store(str(out)), records)
 
 
 def write_one(index: int, out: Path, config: PhantomConfig, *, seed: int, language: Language) -> StudyRecord:
@@ -85,11 +85,11 @@ def write_one(index: int, out: Path, config: PhantomConfig, *, seed: int, langua
     )
 
 
-def finish_corpus(out: Path, records: Iterable[StudyRecord]) -> CorpusReport:
+def finish_corpus(out: Store, records: Iterable[StudyRecord]) -> CorpusReport:
     """Write ``truth.jsonl`` (never read by training) and count."""
     rows = sorted(records, key=lambda record: record.index)
     lines = "".join(record.truth_json + "\n" for record in rows)
-    open_store(str(out)).write_bytes("truth.jsonl", lines.encode())
+    out.write_bytes("truth.jsonl", lines.encode())
     return CorpusReport(
         len(rows),
         sum(record.num_frames for record in rows),
