@@ -2,6 +2,10 @@
 
 An artifact's digest is that of its plan (kind, name, resolved configuration, parents), so a step knows
 before it computes anything whether its output already exists; the manifest adds the digest of every file.
+
+Object stores have no lock: two runs of one configuration may write, clear and seal the same artifact at the
+same time. Whoever seals checks after the manifest is there that its files are still what it says, and whoever
+deletes checks afterwards that nothing was sealed meanwhile, so that one of the two sees a collision.
 """
 
 from __future__ import annotations
@@ -10,13 +14,13 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from echoray.config import canonical_json, digest
-from echoray.errors import ArtifactError
+from echoray.errors import ArtifactError, StorageError
 from echoray.storage import Store
 from echoray.types import ArtifactRef
 
@@ -24,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_AGAIN = "run the same command again, when no other run of the configuration is at work"
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,15 @@ def plan(kind: str, name: str, *, config: Any, parents: Sequence[ArtifactRef] = 
 def find(store: Store, ref: ArtifactRef) -> Manifest | None:
     """The manifest of a finished artifact, or None where it is missing or half-written.
 
-    Raises ArtifactError when the manifest is damaged, of another version or of another artifact.
+    Raises ArtifactError when the manifest is damaged, of another version, of another artifact, or names a
+    file outside the artifact.
     """
     path = f"{ref.path}/{MANIFEST}"
-    if not store.exists(path):
+    content = _read_if_there(store, path)
+    if content is None:
         return None
     try:
-        raw = json.loads(store.read_bytes(path))
+        raw = json.loads(content)
         version = raw["schema_version"]
         if version != SCHEMA_VERSION:
             raise ArtifactError(
@@ -70,6 +77,7 @@ def find(store: Store, ref: ArtifactRef) -> Manifest | None:
         raise ArtifactError(
             f"{store.uri(path)}: belongs to another artifact", hint="delete the folder and run again"
         )
+    _refuse_outside(store, ref, manifest.files)
     return manifest
 
 
@@ -90,23 +98,29 @@ def seal(
     config: Any,
     parents: Sequence[ArtifactRef] = (),
     counts: Mapping[str, Any] | None = None,
-    digests: Mapping[str, str] | None = None,
+    digests: Mapping[str, str | None] | None = None,
 ) -> Manifest:
     """Finish an artifact whose files are already in place: write the manifest, last.
 
-    ``digests`` saves reading back files whose sha256 the writer already knows. Where another writer
-    sealed the same artifact first, its manifest stands.
+    ``digests`` names all files that the writer wrote, with their sha256 or None where it is to be read back;
+    what else lies there is a leftover and is removed. None given: whatever is there is the artifact.
+    Where another writer sealed the same artifact first, its manifest stands.
+    Raises ArtifactError, and leaves nothing sealed, where another writer removed or changed files.
     """
-    known = digests or {}
-    names = [path.removeprefix(f"{ref.path}/") for path in store.list(ref.path)]
-    files = {
-        name: known.get(name) or sha256_of(store, f"{ref.path}/{name}") for name in names if name != MANIFEST
-    }
+    files = _settle(store, ref, digests)
     manifest = Manifest(ref, files, json.loads(canonical_json(config)), tuple(parents), dict(counts or {}))
     content = json.dumps(_to_json(manifest), indent=1, sort_keys=True).encode()
-    if not store.write_bytes(f"{ref.path}/{MANIFEST}", content, if_absent=True):
+    path = f"{ref.path}/{MANIFEST}"
+    if not store.write_bytes(path, content, if_absent=True):
         logger.info("artifact %s was finished by another process", ref.path)
-        return find(store, ref) or manifest
+        other = find(store, ref)
+        if other is None:
+            raise ArtifactError(f"{store.uri(path)}: was there and is gone again", hint=_AGAIN)
+        manifest = other
+    broken = _broken(store, ref, manifest, files)
+    if broken:
+        store.delete(path)
+        _refuse_collision(store, ref, broken)
     return manifest
 
 
@@ -120,8 +134,8 @@ def produce(
 ) -> Manifest:
     """Return the artifact's manifest, building it only where it is missing.
 
-    ``build`` fills a local folder and returns the counts; leftovers of an interrupted attempt are removed,
-    the files are uploaded, then the manifest. What another process finished meanwhile is left as it is.
+    ``build`` fills a local folder and returns the counts; the files are uploaded, leftovers of an interrupted
+    attempt are removed, then comes the manifest. What another process finished meanwhile is left as it is.
     """
     existing = find(store, ref)
     if existing is not None:
@@ -131,14 +145,18 @@ def produce(
         finished = find(store, ref)
         if finished is not None:
             return finished
-        clear(store, ref)
         digests = upload_folder(store, Path(folder), ref.path)
     return seal(store, ref, config=config, parents=parents, counts=counts, digests=digests)
 
 
 def clear(store: Store, ref: ArtifactRef) -> None:
     """Remove what an interrupted attempt left of an unfinished artifact; a finished one is never touched."""
-    if find(store, ref) is None:
+    if find(store, ref) is not None:
+        return
+    store.delete(ref.path)
+    manifest = find(store, ref)
+    if manifest is not None and not manifest.files.keys() <= _names(store, ref):
+        # Sealed between the look and the deletion: what is left of it must not be taken for finished.
         store.delete(ref.path)
 
 
@@ -175,20 +193,90 @@ def verify(store: Store, ref: ArtifactRef) -> None:
             )
 
 
+def write_file(store: Store, path: str, name: str, content: bytes) -> str:
+    """Write ``content`` as the file ``name`` of the folder ``path``; its sha256 (hex)."""
+    store.write_bytes(f"{path}/{name}".lstrip("/"), content)
+    return hashlib.sha256(content).hexdigest()
+
+
 def upload_folder(store: Store, folder: Path, path: str) -> dict[str, str]:
     """Upload every file below ``folder`` to ``path``; the result maps relative names to sha256."""
     digests = {}
     for file in sorted(one for one in folder.rglob("*") if one.is_file()):
         name = file.relative_to(folder).as_posix()
-        digests[name] = _sha256_file(file)
-        store.upload(file, f"{path}/{name}".lstrip("/"))
+        digests[name] = upload_file(store, file, f"{path}/{name}".lstrip("/"))
     return digests
+
+
+def upload_file(store: Store, source: Path, path: str) -> str:
+    """Upload one file to ``path``; its sha256 (hex)."""
+    digest_hex = _sha256_file(source)
+    store.upload(source, path)
+    return digest_hex
 
 
 def sha256_of(store: Store, path: str) -> str:
     """SHA-256 (hex) of one object's content."""
     with store.open(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _read_if_there(store: Store, path: str) -> bytes | None:
+    if not store.exists(path):
+        return None
+    try:
+        return store.read_bytes(path)
+    except StorageError:
+        # Another writer may have withdrawn it in between.
+        if store.exists(path):
+            raise
+        return None
+
+
+def _settle(store: Store, ref: ArtifactRef, digests: Mapping[str, str | None] | None) -> dict[str, str]:
+    """The sha256 of every file to be sealed; leftovers are removed, and a file that is gone is refused."""
+    present = _names(store, ref)
+    names = set(digests) if digests is not None else present - {MANIFEST}
+    _refuse_collision(store, ref, sorted(names - present))
+    if MANIFEST not in present:
+        for name in present - names:
+            store.delete(f"{ref.path}/{name}")
+    known = digests or {}
+    return {name: known.get(name) or sha256_of(store, f"{ref.path}/{name}") for name in sorted(names)}
+
+
+def _broken(store: Store, ref: ArtifactRef, manifest: Manifest, own: Mapping[str, str]) -> list[str]:
+    """The files of a sealed artifact that are gone or changed; read back where ``own`` digests differ."""
+    present = _names(store, ref)
+    return [
+        name
+        for name, expected in manifest.files.items()
+        if name not in present
+        or (own.get(name) != expected and sha256_of(store, f"{ref.path}/{name}") != expected)
+    ]
+
+
+def _refuse_collision(store: Store, ref: ArtifactRef, names: Sequence[str]) -> None:
+    if names:
+        raise ArtifactError(
+            f"{store.uri(ref.path)}: {len(names)} files are gone or changed, first {names[0]}; another run "
+            "of the same configuration wrote there at the same time",
+            hint=_AGAIN,
+        )
+
+
+def _refuse_outside(store: Store, ref: ArtifactRef, names: Iterable[str]) -> None:
+    for name in names:
+        path = PurePosixPath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ArtifactError(
+                f"{store.uri(ref.path)}: the manifest names a file outside the artifact: {name!r}",
+                hint="do not use this store before you know who wrote it; delete the artifact's folder",
+            )
+
+
+def _names(store: Store, ref: ArtifactRef) -> set[str]:
+    return {path.removeprefix(f"{ref.path}/") for path in store.list(ref.path)}
 
 
 def _sha256_file(path: Path) -> str:
@@ -209,4 +297,4 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
 
 def _from_json(raw: Mapping[str, Any]) -> Manifest:
     parents = tuple(ArtifactRef(**parent) for parent in raw["parents"])
-    return Manifest(ArtifactRef(**raw["ref"]), raw["files"], raw["config"], parents, raw["counts"])
+    return Manifest(ArtifactRef(**raw["ref"]), dict(raw["files"]), raw["config"], parents, raw["counts"])

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 SCHEMES = ("file", "s3", "memory")
 _MEMORY_LOCK = threading.Lock()  # memory:// has no conditional put of its own
-_CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+# S3 error codes of a conditional put. Where the server sends no body, botocore's code is the HTTP status.
+_EXISTS = {"PreconditionFailed", "412"}
+_UNDECIDED = {"ConditionalRequestConflict", "OperationAborted", "409"}  # another put is under way: try again
+_PUT_ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
@@ -81,24 +85,30 @@ class Store:
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted relative paths of all objects below ``prefix``; empty when there are none."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Size in bytes by relative path, sorted, of all objects below ``prefix``, by one listing."""
         with _translated(self, prefix):
             fs = self.filesystem()
             fs.invalidate_cache()
             base = self.key()
-            found = fs.find(self.key(prefix))
+            found = fs.find(self.key(prefix), detail=True)
         start = base.lstrip("/") if self.scheme == "s3" else base
-        names = (_relative(name, start) for name in found)
-        return sorted(name for name in names if not name.rpartition("/")[2].startswith(".partial-"))
+        sizes = {_relative(name, start): int(info.get("size") or 0) for name, info in found.items()}
+        return {
+            name: sizes[name] for name in sorted(sizes) if not name.rpartition("/")[2].startswith(".partial-")
+        }
 
     def size(self, path: str) -> int:
         """Size of one object in bytes."""
         with _translated(self, path):
             return int(self.filesystem().size(self.key(path)))
 
-    def read_bytes(self, path: str) -> bytes:
-        """The whole object; StorageError when it is not there."""
+    def read_bytes(self, path: str, end: int | None = None) -> bytes:
+        """The whole object, or its first ``end`` bytes; StorageError when it is not there."""
         with _translated(self, path):
-            return bytes(self.filesystem().cat_file(self.key(path)))
+            return bytes(self.filesystem().cat_file(self.key(path), end=end))
 
     def open(self, path: str) -> IO[bytes]:
         """Open one object for reading."""
@@ -125,10 +135,7 @@ class Store:
         """Copy a local file to ``path`` atomically."""
         with _translated(self, path):
             if self.scheme == "file":
-                target = Path(self.key(path))
-                with _partial(target) as partial:
-                    shutil.copyfile(source, partial)
-                    partial.replace(target)
+                _copy_file(source, Path(self.key(path)))
             else:
                 self.filesystem().put_file(str(source), self.key(path))
 
@@ -155,13 +162,17 @@ def open_store(uri: str, *, endpoint_url: str | None = None, region: str | None 
     scheme, mark, rest = uri.partition("://")
     if not mark:
         scheme, rest = "file", uri
-    if scheme not in SCHEMES or (not rest.strip("/") and scheme != "file"):
+    if scheme not in SCHEMES or not rest.strip("/"):
         raise ConfigError(
             f"storage {uri!r} is not supported", hint="use file://PATH, s3://BUCKET/PREFIX or a path"
         )
     if scheme == "file":
-        path = Path(rest).expanduser().absolute()
-        if path.exists() and not path.is_dir():
+        try:
+            path = Path(rest).expanduser().absolute()
+            taken = path.exists() and not path.is_dir()
+        except (OSError, RuntimeError, ValueError) as error:  # ~NOBODY, or below a folder that is not ours
+            raise ConfigError(f"storage {uri!r}: {error}", hint="name another folder") from None
+        if taken:
             raise ConfigError(f"storage {uri!r} is a file, expected a folder", hint="name a folder")
         rest = os.path.normpath(path)
     elif scheme == "memory":
@@ -180,7 +191,11 @@ def _relative(name: str, base: str) -> str:
 
 @contextmanager
 def _partial(target: Path) -> Iterator[Path]:
+    """A name beside ``target`` to write to; what is left under it is removed."""
+    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        _sync(folder.parent)
     partial = target.parent / f".partial-{uuid.uuid4().hex}"
     try:
         yield partial
@@ -190,18 +205,42 @@ def _partial(target: Path) -> Iterator[Path]:
 
 def _write_file(target: Path, content: bytes, if_absent: bool) -> bool:
     with _partial(target) as partial:
-        with partial.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        if not if_absent:
+        partial.write_bytes(content)
+        _sync(partial)
+        if if_absent:
+            try:
+                os.link(partial, target)  # atomic, and fails where another writer was first
+            except FileExistsError:
+                return False
+        else:
             partial.replace(target)
-            return True
-        try:
-            os.link(partial, target)  # atomic, and fails where another writer was first
-        except FileExistsError:
-            return False
+        _sync(target.parent)
         return True
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with _partial(target) as partial:
+        shutil.copyfile(source, partial)
+        _sync(partial)
+        partial.replace(target)
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Force a file's content, or a folder's names, onto the disk.
+
+    A manifest is written after its files; without this a power loss could keep it and lose them.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Some network file systems cannot do it for folders, and a parent may be closed to us.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EACCES} or not path.is_dir():
+            raise
 
 
 def _put_if_absent(fs: Any, key: str, content: bytes) -> bool:
@@ -212,13 +251,28 @@ def _put_if_absent(fs: Any, key: str, content: bytes) -> bool:
             fs.pipe_file(key, content)
             return True
     bucket, _, name = key.partition("/")
-    try:
-        fs.call_s3("put_object", Bucket=bucket, Key=name, Body=content, IfNoneMatch="*")
-    except Exception as error:
-        if isinstance(error, FileExistsError) or any(mark in str(error) for mark in _CONFLICT):
-            return False
-        raise
-    return True
+    attempt = 1
+    while True:
+        try:
+            fs.call_s3("put_object", Bucket=bucket, Key=name, Body=content, IfNoneMatch="*")
+            return True
+        except Exception as error:
+            code = _s3_code(error)
+            if code in _EXISTS:
+                return False
+            if code not in _UNDECIDED or attempt == _PUT_ATTEMPTS:
+                raise
+        time.sleep(0.05 * 2**attempt)
+        attempt += 1
+
+
+def _s3_code(error: BaseException) -> str | None:
+    """The server's own error code; s3fs translates botocore's error and keeps it as the cause."""
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code"))
+    return None
 
 
 @contextmanager

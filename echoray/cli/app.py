@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from echoray import __version__
 from echoray.cli import config_verbs, data_verbs, serve_verbs, train_verbs
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 app = typer.Typer(
     name="echoray",
@@ -87,48 +82,28 @@ def doctor(
 
 def run_app() -> NoReturn:
     """Run the command line and leave with the right exit code; a user's mistake never shows a traceback."""
-    with _terminated_like_interrupted():
+    from echoray.platform.failures import terminated_like_interrupted
+
+    with terminated_like_interrupted():
         try:
             code = app(standalone_mode=False)
             sys.exit(code if isinstance(code, int) else 0)
-        except (KeyboardInterrupt, typer.Abort):
-            _leave("interrupted", "run the same command again: finished steps are reused", 130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             _explain(error)
 
 
-def _explain(error: Exception) -> NoReturn:
-    from echoray.platform.failures import known_cause
+def _explain(error: Exception | KeyboardInterrupt) -> NoReturn:
+    from echoray.cli.console import fail
+    from echoray.platform.failures import INTERRUPTED, ending_of
 
     if isinstance(error, typer.TyperException) and hasattr(error, "show"):
         error.show()  # a wrong option or argument: usage and reason
         sys.exit(2)
-    cause = known_cause(error)
-    if cause is None:
+    ending = INTERRUPTED if isinstance(error, typer.Abort) else ending_of(error)
+    if ending is None:
         raise error
-    _leave(cause.message, cause.hint, cause.exit_code)
-
-
-def _leave(message: str, hint: str, code: int) -> NoReturn:
-    from echoray.cli.console import fail
-
-    fail(message, hint)
-    sys.exit(code)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that Ray and the workspace lock are always released."""
-    import signal
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    old = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
+    fail(ending.message, ending.hint)
+    sys.exit(ending.exit_code)

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from echoray.types import Progress
 
-console = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+# Paths, hints and generated answers hold brackets and colons: no string is read as markup or emoji.
+# Style with ``style=`` or Text.
+console = Console(highlight=False, markup=False, emoji=False)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _PLAIN_EVERY_S = 10.0
 
 
@@ -30,7 +33,12 @@ def progress_display() -> Iterator[Progress]:
 
 @contextmanager
 def _bars() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description:<24}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<24}", markup=False),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with RichProgress(*columns, console=console) as bars:
         tasks: dict[str, object] = {}
 
@@ -58,10 +66,6 @@ def _plain_lines() -> Progress:
 
 def fail(message: str, hint: str) -> None:
     """Print an error and what to do next to stderr, without colour codes when it is not a terminal."""
-    stderr.print(f"[bold red]error[/]: {_plain(message)}", soft_wrap=True)
-    stderr.print(f"[bold]hint[/]: {_plain(hint)}", soft_wrap=True)
+    stderr.print(Text.assemble(("error", "bold red"), f": {message}"), soft_wrap=True)
+    stderr.print(Text.assemble(("hint", "bold"), f": {hint}"), soft_wrap=True)
     sys.stderr.flush()
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")

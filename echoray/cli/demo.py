@@ -27,7 +27,10 @@ MIN_SYSTEM_ACCURACY = 0.90
 
 def run_demo(run: RunConfig, *, keep_serving: bool) -> None:
     """Run every step that is missing, show what came out, answer one request, stop cleanly."""
+    from echoray.serve.preflight import free_port
+
     started = time.monotonic()
+    free_port(run.serve.host, 0)  # a host that is not this machine's, before anything is made
     console.print(
         "EchoRay demo: research software, not a medical device; reports are drafts for a clinician."
     )
@@ -42,7 +45,7 @@ def run_demo(run: RunConfig, *, keep_serving: bool) -> None:
         _section("6    Register and serve")
         version = steps.version
         console.print(f"registered {version.name} version {version.version} ({version.alias})")
-        with served(steps, own_key=True) as endpoint:
+        with served(steps, for_demo=True) as endpoint:
             _answer_one_request(steps, endpoint)
             console.print(f"demo finished in {time.monotonic() - started:.0f} s")
             if keep_serving:
@@ -51,7 +54,7 @@ def run_demo(run: RunConfig, *, keep_serving: bool) -> None:
 
 
 def _section(title: str) -> None:
-    console.print(f"\n[bold]{title}[/]")
+    console.print(f"\n{title}", style="bold")
 
 
 def _print_training(steps: Pipeline) -> None:
@@ -73,7 +76,7 @@ def _print_promise(report: EvalReport) -> None:
         f"names the right system in {named:.1%} of cases (promised: at least {MIN_SYSTEM_ACCURACY:.0%})"
     )
     if gain < MIN_ROUGE_L_GAIN or named < MIN_SYSTEM_ACCURACY:
-        console.print("[bold yellow]this run stayed below what the tiny preset promises[/]")
+        console.print("this run stayed below what the tiny preset promises", style="bold yellow")
 
 
 def _answer_one_request(steps: Pipeline, endpoint: Served) -> None:

@@ -25,4 +25,4 @@ def resolve(config: str, overrides: list[str] | None, workspace: str | None = No
     from echoray.config import load_run
 
     run = load_run(config, overrides or [])
-    return run.merged({"workspace": workspace}) if workspace else run
+    return run.merged({"workspace": workspace}) if workspace is not None else run

@@ -17,13 +17,10 @@ def key(
     file: Annotated[Path, typer.Argument(help="File of accepted key hashes; the new hash is appended.")],
 ) -> None:
     """Make an API key: print it once and append its SHA-256 to FILE (mode 0600)."""
-    from echoray.serve.auth import new_api_key
+    from echoray.serve.auth import append_hash, new_api_key
 
     plain, digest = new_api_key()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    with file.open("a") as handle:
-        handle.write(f"{digest}\n")
+    append_hash(file, digest)
     typer.echo(plain)
 
 
@@ -34,8 +31,11 @@ def start(
     """Serve the stage 2 model until Ctrl-C (makes what is missing first)."""
     from echoray.cli.serving import serve_until_interrupted
     from echoray.cli.steps import pipeline
+    from echoray.serve.preflight import require_startable
 
-    with pipeline(resolve(config, overrides, workspace)) as steps:
+    run = resolve(config, overrides, workspace)
+    require_startable(run.serve, run.cluster)  # before anything is trained
+    with pipeline(run) as steps:
         serve_until_interrupted(steps)
 
 

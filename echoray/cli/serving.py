@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from echoray.cli.console import console
 
 if TYPE_CHECKING:
+    from echoray.config import ServeConfig
     from echoray.platform.pipeline import Pipeline
 
 
@@ -26,33 +27,53 @@ class Served:
 
 
 @contextmanager
-def served(steps: Pipeline, *, own_key: bool) -> Iterator[Served]:
+def served(steps: Pipeline, *, for_demo: bool) -> Iterator[Served]:
     """Serve the stage 2 model inside the block and stop cleanly after it.
 
-    With ``own_key`` a key that lives as long as the block is made; otherwise ``serve.api_keys_ref`` holds.
+    For the demo a key that lives as long as the block is made, and a free port is taken where the configured
+    one cannot be had; otherwise ``serve.api_keys_ref`` and ``serve.port`` hold.
     """
-    from echoray.serve.auth import new_api_key
     from echoray.serve.deploy import deploy, shutdown
 
     config = steps.run.serve
     version, folder = steps.version, steps.model_folder()
     with tempfile.TemporaryDirectory(prefix="echoray-key-") as secrets:
         plain = None
-        if own_key:
-            plain, digest = new_api_key()
-            (Path(secrets) / "keys").touch(mode=0o600)
-            (Path(secrets) / "keys").write_text(digest)
-            config = config.model_copy(update={"api_keys_ref": f"file:{secrets}/keys"})
+        if for_demo:
+            plain, keys = _key_file(Path(secrets))
+            config = config.model_copy(update={"api_keys_ref": keys, "port": _port_to_be_had(config)})
+        # Outside of the try: a deploy that refuses has cleaned up, and the endpoint it found is not ours.
+        url = deploy(config, steps.run.cluster, model_dir=folder, version=version)
         try:
-            url = deploy(config, steps.run.cluster, model_dir=folder, version=version)
             yield Served(url, config.model_name, plain)
         finally:
             shutdown()
 
 
+def _key_file(folder: Path) -> tuple[str, str]:
+    """A new API key and the reference to a file with its hash."""
+    from echoray.serve.auth import append_hash, new_api_key
+
+    plain, digest = new_api_key()
+    append_hash(folder / "keys", digest)
+    return plain, f"file:{folder}/keys"
+
+
+def _port_to_be_had(config: ServeConfig) -> int:
+    """The configured port, or 0 (a free one) with a word about it where that is not to be had."""
+    from echoray.errors import ServingError
+    from echoray.serve.preflight import free_port
+
+    try:
+        return free_port(config.host, config.port)
+    except ServingError as error:
+        console.print(f"{error.message}: taking a free port instead")
+        return 0
+
+
 def serve_until_interrupted(steps: Pipeline) -> None:
     """Serve with the configured keys until Ctrl-C or SIGTERM."""
-    with served(steps, own_key=False) as endpoint:
+    with served(steps, for_demo=False) as endpoint:
         console.print(f"serving {endpoint.model_name} at {endpoint.url}/v1 (Ctrl-C stops)", soft_wrap=True)
         wait_for_interrupt()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from echoray.cli.console import console
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from echoray.platform.pipeline import Pipeline
     from echoray.types import ArtifactRef
 
-_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
+_COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 def print_ledger(steps: Pipeline, *refs: ArtifactRef) -> None:
@@ -38,7 +39,7 @@ def print_evaluation(steps: Pipeline) -> EvalReport:
     from echoray.evaluate import load_report
 
     report = load_report(steps.run, steps.evaluation)
-    console.print(steps.store.read_bytes(f"{steps.evaluation.path}/table.md").decode(), markup=False)
+    console.print(steps.store.read_bytes(f"{steps.evaluation.path}/table.md").decode())
     console.print(f"saved: {steps.store.uri(steps.evaluation.path)}/report.html", soft_wrap=True)
     return report
 
@@ -47,8 +48,9 @@ def print_checks(checks: Iterable[Check]) -> bool:
     """Print each check as it is made; False when any is an error."""
     good = True
     for check in checks:
-        console.print(f"{_MARKS[check.status]:<22} {check.name}: {check.detail}", soft_wrap=True)
+        mark = (f"{check.status:<8}", _COLOURS[check.status])
+        console.print(Text.assemble(mark, f"{check.name}: {check.detail}"), soft_wrap=True)
         if check.hint:
-            console.print(f"          -> {check.hint}", soft_wrap=True)
+            console.print(f"        -> {check.hint}", soft_wrap=True)
         good = good and check.status != "error"
     return good

@@ -27,7 +27,7 @@ class SourceConfig(Section):
 
     dicom_uris: tuple[str, ...] = Field((), description="file:// or s3:// prefixes that hold DICOM studies")
     phantom: PhantomConfig | None = Field(None, description="write and read a synthetic corpus")
-    package_samples: bool = Field(False, description="also read the real DICOM files that pydicom-data ships")
+    package_samples: bool = Field(False, description="also read the real DICOM files of installed packages")
 
 
 class DeidentifyConfig(Section):
@@ -39,6 +39,9 @@ class DeidentifyConfig(Section):
         description="env:NAME or file:PATH of the HMAC key; 'synthetic': a public key for synthetic data",
     )
     pixels: bool = Field(True, description="find, read and remove burned-in patient text")
+    pixels_cleaned_elsewhere: bool = Field(
+        False, description="you vouch that source.dicom_uris shows no burned-in patient text"
+    )
 
 
 class SplitConfig(Section):
@@ -78,5 +81,16 @@ class DataConfig(Section):
             raise ValueError(
                 "deidentify.key_ref is 'synthetic' (a public key) but source.dicom_uris names real studies; "
                 "expected env:NAME or file:PATH"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _burned_in_text_is_removed_by_someone(self) -> DataConfig:
+        rules = self.deidentify
+        if self.source.dicom_uris and not rules.pixels and not rules.pixels_cleaned_elsewhere:
+            raise ValueError(
+                "deidentify.pixels is false but source.dicom_uris names real studies, whose burned-in names "
+                "and numbers would be trained on; expected deidentify.pixels: true, or, where another tool "
+                "removed them, deidentify.pixels_cleaned_elsewhere: true"
             )
         return self

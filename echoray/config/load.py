@@ -19,7 +19,7 @@ from echoray.config.run import RunConfig, deep_merge
 from echoray.errors import ConfigError
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-LIST_KEYS = "echoray config show --preset tiny"
+LIST_KEYS = "echoray config show --config tiny"
 
 
 def load_run(config: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -49,7 +49,7 @@ def run_digest(config: RunConfig) -> str:
 def secret(reference: str) -> str:
     """Read a secret named by ``env:NAME`` or ``file:PATH``; the value is never logged.
 
-    Raises ConfigError when the variable or the file is missing or empty.
+    Raises ConfigError when the variable or the file is missing or empty, or the file is no text.
     """
     kind, _, where = reference.partition(":")
     if kind == "env":
@@ -61,10 +61,13 @@ def secret(reference: str) -> str:
             raise ConfigError(
                 f"{reference}: {error.strerror}", hint="create the file or name another one"
             ) from None
+        except ValueError:  # its message would hold bytes of the secret
+            raise ConfigError(
+                f"{reference}: not a text file", hint="write the secret as text, or name another file"
+            ) from None
     if not value.strip():
-        raise ConfigError(
-            f"{reference}: the secret is empty or not set", hint=f"set {where} before the command"
-        )
+        act = f"set {where} before the command" if kind == "env" else f"write the secret into {where}"
+        raise ConfigError(f"{reference}: the secret is empty or not set", hint=act)
     return value.strip()
 
 
@@ -89,7 +92,7 @@ def _read(config: str) -> dict[str, Any]:
     preset = values.pop("preset", None)
     if preset is None:
         return values
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(
             f"{config}: preset {preset!r} is not known", hint=f"choose one of {', '.join(PRESETS)}"
         )
@@ -99,7 +102,9 @@ def _read(config: str) -> dict[str, Any]:
 def _override(item: str) -> dict[str, Any]:
     key, equals, text = item.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {item!r}: expected KEY=VALUE", hint="for example --set train.num_workers=2")
+        # Only what looks like a key is repeated: the rest may be a secret.
+        key = re.sub(r"[^\w.].*", "...", key, flags=re.S)
+        raise ConfigError(f"--set {key!r}: expected KEY=VALUE", hint="for example --set train.num_workers=2")
     try:
         value: Any = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -149,6 +154,8 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for one in error.errors():
         where = ".".join(str(part) for part in one["loc"]) or "configuration"
-        given = "" if isinstance(one["input"], dict | BaseModel) else f" (given: {one['input']!r})"
+        # Somebody who writes a secret where a reference to it belongs must not find it in a log.
+        hidden = where.endswith("_ref") or isinstance(one["input"], dict | BaseModel)
+        given = "" if hidden else f" (given: {one['input']!r})"
         lines.append(f"{where}: {one['msg'].removeprefix('Value error, ')}{given}")
     return "; ".join(lines)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
+from echoray.artifacts import write_file
 from echoray.storage import Store
 from echoray.types import Ledger, Rejection
 
@@ -21,8 +22,13 @@ def ledger_row(step: str, records_in: int, records_out: int, rejections: Iterabl
     return Ledger(step, records_in, records_out, dict(sorted(reasons.items())))
 
 
-def write_ledger(store: Store, path: str, rows: Sequence[Ledger], rejections: Sequence[Rejection]) -> None:
-    """Write ``ledger.json`` and ``quarantine.parquet`` (record, step, reason, detail) below ``path``."""
+def write_ledger(
+    store: Store, path: str, rows: Sequence[Ledger], rejections: Sequence[Rejection]
+) -> dict[str, str]:
+    """Write ``ledger.json`` and ``quarantine.parquet`` (record, step, reason, detail) below ``path``.
+
+    The result maps the two names to the sha256 of what was written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -34,6 +40,6 @@ def write_ledger(store: Store, path: str, rows: Sequence[Ledger], rejections: Se
     pq.write_table(
         pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), target
     )
-    store.write_bytes(f"{path}/{QUARANTINE_FILE}", target.getvalue())
     content = [{**asdict(row), "quarantined": dict(row.quarantined)} for row in rows]
-    store.write_bytes(f"{path}/{LEDGER_FILE}", json.dumps(content, indent=1).encode())
+    files = {QUARANTINE_FILE: target.getvalue(), LEDGER_FILE: json.dumps(content, indent=1).encode()}
+    return {name: write_file(store, path, name, data) for name, data in files.items()}

@@ -1,4 +1,4 @@
-"""What a worker does to a folder of DICOM files: read, filter, de-identify, split, draw the pictures."""
+"""What a worker does to the files of a study: read, filter, de-identify, split, draw the pictures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from echoray.config import DataConfig, secret
 from echoray.config.data import SYNTHETIC_KEY
 from echoray.data.deidentify import Deidentifier
 from echoray.data.frames import model_picture
 from echoray.data.quality import frame_rejection, perceptual_hash, study_rejection
-from echoray.data.sources.dicom import StudyFiles, read_studies
+from echoray.data.sources.dicom import evenly, read_study
+from echoray.data.sources.index import StudyFiles
 from echoray.data.split import split_of
-from echoray.types import Frame, Rejection, Study
+from echoray.types import Rejection, Study
 
-STEPS = ("read", "frames", "studies", "deidentify")
+# In this order, so that every picture that is read, of a usable study or not, takes the same path.
+STEPS = ("read", "frames", "deidentify", "studies")
 # A public key: pseudonyms of synthetic and published studies protect nobody and should be reproducible.
 _PUBLIC_KEY = b"echoray synthetic studies"
 
@@ -27,8 +32,8 @@ def deid_key(config: DataConfig) -> bytes:
     return _PUBLIC_KEY if reference == SYNTHETIC_KEY else secret(reference).encode()
 
 
-class PrepareFolders:
-    """A Ray Data actor: folders in, one row per folder out (clean studies, rejections and counts inside)."""
+class PrepareStudies:
+    """A Ray Data actor: a study's files in, one row out (the clean study if any, rejections and counts)."""
 
     def __init__(self, config: DataConfig, key: bytes, seed: int) -> None:
         self.config, self.key, self.seed = config, key, seed
@@ -36,7 +41,7 @@ class PrepareFolders:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Ray Data's row function."""
-        studies, rejections, counts = self.prepare(StudyFiles(**row["folder"]))
+        studies, rejections, counts = self.prepare(StudyFiles(**row["study"]))
         return {
             "studies": studies,
             "rejections": json.dumps([asdict(one) for one in rejections]),
@@ -44,38 +49,36 @@ class PrepareFolders:
         }
 
     def prepare(self, files: StudyFiles) -> tuple[list[dict[str, Any]], list[Rejection], dict[str, int]]:
-        """Clean study rows, rejections, and the number of records that entered and left each step."""
-        counts: Counter[str] = Counter({"read_in": len(files.paths)})
-        studies, rejections = read_studies(
+        """At most one clean study's row, rejections, and how many records entered and left each step."""
+        study, rejections = read_study(
             files, key=self.key, language=self.config.language, max_frames=self.config.max_frames
         )
-        counts["read_out"] = len(files.paths) - len(rejections)
+        counts = Counter({"read_in": len(files.files), "read_out": len(files.files) - len(rejections)})
         rows = []
-        for study in studies:
-            kept = self._filter(study, rejections, counts)
-            clean = None if kept is None else self._clean(kept, rejections, counts)
-            if clean is not None:
+        if study is not None:
+            clean = self._clean(self._filter_frames(study, rejections, counts), rejections, counts)
+            if clean is not None and self._usable(clean, rejections, counts):
                 rows.append(self._row(clean))
         return rows, rejections, dict(counts)
 
-    def _filter(self, study: Study, rejections: list[Rejection], counts: Counter[str]) -> Study | None:
-        frames: list[Frame] = []
+    def _filter_frames(self, study: Study, rejections: list[Rejection], counts: Counter[str]) -> Study:
+        """Drop frames that are not used, then, of those left, all but an even sample of ``max_frames``."""
+        good: list[int] = []
+        seen: list[NDArray[np.bool_]] = []
+        reasons: dict[int, str] = {}
         for number, frame in enumerate(study.frames):
-            reason = frame_rejection(frame, [perceptual_hash(one.pixels) for one in frames])
+            reason = frame_rejection(frame, seen)
             if reason is None:
-                frames.append(frame)
+                good.append(number)
+                seen.append(perceptual_hash(frame.pixels))
             else:
-                rejections.append(Rejection(f"{study.study_hash}/{number}", "frames", reason))
+                reasons[number] = reason
+        kept = [good[place] for place in evenly(len(good), self.config.max_frames)]
+        reasons |= {number: "beyond_max_frames" for number in good if number not in kept}
+        rejections += [Rejection(f"{study.study_hash}/{one}", "frames", why) for one, why in reasons.items()]
         counts["frames_in"] += len(study.frames)
-        counts["frames_out"] += len(frames)
-        counts["studies_in"] += 1
-        study = replace(study, frames=tuple(frames))
-        reason = study_rejection(study)
-        if reason is not None:
-            rejections.append(Rejection(study.study_hash, "studies", reason))
-            return None
-        counts["studies_out"] += 1
-        return study
+        counts["frames_out"] += len(kept)
+        return replace(study, frames=tuple(study.frames[number] for number in kept))
 
     def _clean(self, study: Study, rejections: list[Rejection], counts: Counter[str]) -> Study | None:
         counts["deidentify_in"] += 1
@@ -85,6 +88,15 @@ class PrepareFolders:
             return None
         counts["deidentify_out"] += 1
         return clean
+
+    def _usable(self, study: Study, rejections: list[Rejection], counts: Counter[str]) -> bool:
+        counts["studies_in"] += 1
+        reason = study_rejection(study)
+        if reason is not None:
+            rejections.append(Rejection(study.study_hash, "studies", reason))
+            return False
+        counts["studies_out"] += 1
+        return True
 
     def _row(self, study: Study) -> dict[str, Any]:
         assert study.report is not None

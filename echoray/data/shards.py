@@ -14,9 +14,22 @@ from typing import TYPE_CHECKING, Any
 from echoray import artifacts
 from echoray.config import RunConfig, digest
 from echoray.data.batch import SCHEMA_KEY, SHARD_SCHEMA
+from echoray.data.deidentify.rules import rules_digest
 from echoray.data.ledger import ledger_row, write_ledger
-from echoray.data.prepare import STEPS, PrepareFolders, deid_key
-from echoray.data.sources.dicom import StudyFiles, list_studies, package_samples
+from echoray.data.prepare import STEPS, PrepareStudies, deid_key
+from echoray.data.sources.index import (
+    ARCHIVE,
+    CORPUS,
+    PACKAGE,
+    Header,
+    Listing,
+    SourceFile,
+    StudyFiles,
+    group_studies,
+    list_source,
+    read_header,
+)
+from echoray.data.sources.samples import package_samples
 from echoray.data.split import leaked_patients
 from echoray.data.streaming import streamed
 from echoray.data.tokens import FORMAT_FILES, TokenizeStudies, study_ranges
@@ -29,6 +42,10 @@ if TYPE_CHECKING:
 
 CORPUS_BATCH = 8
 TOKENIZE_BATCH = 16
+INDEX_BATCH = 64
+# Part of each step's plan. Count up when a change of the code changes what the step writes, so that artifacts
+# made before it are not taken for what the step would write now.
+REVISIONS = {"corpus": 1, "studies": 1, "shards": 1}
 # Settings that do not decide what a clean study is.
 _LATER: dict[str, Any] = {
     "num_workers": True,
@@ -41,11 +58,13 @@ _LATER: dict[str, Any] = {
 def make_corpus(run: RunConfig, progress: Progress) -> ArtifactRef:
     """Write the synthetic corpus and the package samples as DICOM (artifact kind "corpus")."""
     source = run.data.source
+    samples = package_samples() if source.package_samples else []
     config = {
         "phantom": None if source.phantom is None else source.phantom.model_dump(mode="json"),
-        "package_samples": source.package_samples,
+        "package_samples": [(one.name, one.size_bytes) for one in samples],
         "language": run.data.language,
         "seed": run.seed,
+        "revision": REVISIONS["corpus"],
     }
     ref = artifacts.plan("corpus", run.name, config=config)
 
@@ -55,10 +74,9 @@ def make_corpus(run: RunConfig, progress: Progress) -> ArtifactRef:
     artifacts.clear(store, ref)
     files = store.at(ref.path)
     counts, digests = _write_phantom(run, files, progress)
-    samples = package_samples() if source.package_samples else []
-    for path in samples:
-        # One folder each: they are unrelated studies that share example UIDs.
-        files.upload(path, f"package-samples/{path.stem}/{path.name}")
+    for sample in samples:
+        name = f"{PACKAGE}/{sample.name}"
+        digests[name] = artifacts.write_file(files, "", name, sample.read_bytes())
     if not counts.get("num_studies") and not samples:
         raise InputDataError("the corpus is empty", hint="set data.source.phantom.num_studies above 0")
     counts["package_samples"] = len(samples)
@@ -66,7 +84,9 @@ def make_corpus(run: RunConfig, progress: Progress) -> ArtifactRef:
     return ref
 
 
-def _write_phantom(run: RunConfig, files: Store, progress: Progress) -> tuple[dict[str, Any], dict[str, str]]:
+def _write_phantom(
+    run: RunConfig, files: Store, progress: Progress
+) -> tuple[dict[str, Any], dict[str, str | None]]:
     """Write the synthetic studies from the workers straight into ``files``; counts, and sha256 by file."""
     from echoray.data.phantom import StudyRecord, finish_corpus, write_one
 
@@ -82,13 +102,14 @@ def _write_phantom(run: RunConfig, files: Store, progress: Progress) -> tuple[di
         return {"record": json.dumps(asdict(record)), "digests": json.dumps(digests)}
 
     records: list[StudyRecord] = []
-    digests: dict[str, str] = {}
+    digests: dict[str, str | None] = {}
     items = [{"id": index} for index in range(phantom.num_studies)]
     for row in streamed(items, len(items) // CORPUS_BATCH, lambda dataset: dataset.map(write)):
         records.append(StudyRecord(**json.loads(row["record"])))
         digests |= json.loads(row["digests"])
         progress("synthetic studies", len(records), phantom.num_studies)
     report = finish_corpus(files, records)
+    digests["truth.jsonl"] = None
     counts = {
         "num_studies": report.num_studies,
         "num_frames": report.num_frames,
@@ -104,64 +125,93 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
     """
     store = store_of(run)
     key = deid_key(run.data)
-    config = {
-        "data": run.data.model_dump(mode="json", exclude=_LATER),
-        "key": digest(key.hex())[:16],
-        "seed": run.seed,
-    }
+    archives = _archives(run)
+    config = _studies_config(run, key, archives)
     parents = [corpus] if corpus else []
     ref = artifacts.plan("studies", run.name, config=config, parents=parents)
     if artifacts.find(store, ref) is not None:
         return ref
     artifacts.clear(store, ref)
-    folders = _folders(run, store, corpus)
+    listings = [list_source(store.at(corpus.path), CORPUS), *archives] if corpus else archives
+    if not listings:
+        raise InputDataError("no source of studies is configured", hint="set data.source.dicom_uris")
+    studies = _indexed([file for one in listings for file in one.files], progress)
+    rows, rejections, counts = _prepared(run, studies, key, progress)
+    _refuse_leaks(rows)
+    rows.sort(key=lambda one: str(one["study_hash"]))
+    digests = _write_parts(store.at(ref.path), "", rows, run.data.shard_rows)
+    ledger = [ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections) for step in STEPS]
+    digests |= write_ledger(store, ref.path, ledger, rejections)
+    summary = {"studies": len(rows), "splits": dict(Counter(str(one["split"]) for one in rows))}
+    artifacts.seal(store, ref, config=config, parents=parents, counts=summary, digests=digests)
+    return ref
+
+
+def _archives(run: RunConfig) -> list[Listing]:
+    options = {"endpoint_url": run.storage.endpoint_url, "region": run.storage.region}
+    uris = run.data.source.dicom_uris
+    return [list_source(open_store(uri, **options), ARCHIVE, number) for number, uri in enumerate(uris)]
+
+
+def _studies_config(run: RunConfig, key: bytes, archives: list[Listing]) -> dict[str, Any]:
+    """Everything that decides what the clean studies are, beside the corpus."""
+    return {
+        "data": run.data.model_dump(mode="json", exclude=_LATER),
+        "archives": [one.digest for one in archives],  # a grown archive is another input
+        "key": digest(key.hex())[:16],
+        "rules": rules_digest(),
+        "seed": run.seed,
+        "revision": REVISIONS["studies"],
+    }
+
+
+def _indexed(files: list[SourceFile], progress: Progress) -> list[StudyFiles]:
+    """The studies that the files of all sources make up, from their headers."""
+    batches = [files[start : start + INDEX_BATCH] for start in range(0, len(files), INDEX_BATCH)]
+    headers: list[Header | None] = []
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        found = [read_header(file) for file in row["batch"]["files"]]
+        return {"headers": json.dumps([one and vars(one) for one in found])}
+
+    items = [{"batch": {"files": batch}} for batch in batches]
+    for row in streamed(items, len(items), lambda dataset: dataset.map(read)):
+        headers += [None if one is None else Header(**one) for one in json.loads(row["headers"])]
+        progress("indexed files", len(headers), len(files))
+    return group_studies(files, headers)
+
+
+def _prepared(
+    run: RunConfig, studies: list[StudyFiles], key: bytes, progress: Progress
+) -> tuple[list[dict[str, Any]], list[Rejection], Counter[str]]:
+    """Rows of clean studies, rejections, and the counts of all steps; InputDataError where no row is left."""
+    from ray.data import ActorPoolStrategy
+
     rows: list[dict[str, Any]] = []
     rejections: list[Rejection] = []
     counts: Counter[str] = Counter()
-    for number, row in enumerate(_prepared(run, folders, key), start=1):
+    found = streamed(
+        [{"study": vars(one)} for one in studies],
+        len(studies) // CORPUS_BATCH,
+        lambda dataset: dataset.map(
+            PrepareStudies,
+            fn_constructor_args=(run.data, key, run.seed),
+            compute=ActorPoolStrategy(size=run.data.num_workers),
+            num_cpus=1,
+        ),
+    )
+    for number, row in enumerate(found, start=1):
         rows += row["studies"]
         rejections += [Rejection(**one) for one in json.loads(row["rejections"])]
         counts.update(json.loads(row["counts"]))
-        progress("de-identified folders", number, len(folders))
+        progress("de-identified folders", number, len(studies))
     if not rows:
         raise InputDataError(
             f"no study is usable: {len(rejections)} records were rejected, most often for "
             f"{Counter(one.reason for one in rejections).most_common(1)[0][0]}",
             hint="check the studies; each needs ultrasound images and a report",
         )
-    _refuse_leaks(rows)
-    rows.sort(key=lambda one: str(one["study_hash"]))
-    _write_parts(store, ref.path, rows, run.data.shard_rows)
-    ledger = [ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections) for step in STEPS]
-    write_ledger(store, ref.path, ledger, rejections)
-    summary = {"studies": len(rows), "splits": dict(Counter(str(one["split"]) for one in rows))}
-    artifacts.seal(store, ref, config=config, parents=parents, counts=summary)
-    return ref
-
-
-def _folders(run: RunConfig, store: Store, corpus: ArtifactRef | None) -> list[StudyFiles]:
-    sources = [(store.at(corpus.path), "corpus")] if corpus else []
-    for uri in run.data.source.dicom_uris:
-        options = {"endpoint_url": run.storage.endpoint_url, "region": run.storage.region}
-        sources.append((open_store(uri, **options), "dicom"))
-    if not sources:
-        raise InputDataError("no source of studies is configured", hint="set data.source.dicom_uris")
-    return [folder for source, name in sources for folder in list_studies(source, name)]
-
-
-def _prepared(run: RunConfig, folders: list[StudyFiles], key: bytes) -> Iterator[dict[str, Any]]:
-    from ray.data import ActorPoolStrategy
-
-    return streamed(
-        [{"folder": vars(folder)} for folder in folders],
-        len(folders) // CORPUS_BATCH,
-        lambda dataset: dataset.map(
-            PrepareFolders,
-            fn_constructor_args=(run.data, key, run.seed),
-            compute=ActorPoolStrategy(size=run.data.num_workers),
-            num_cpus=1,
-        ),
-    )
+    return rows, rejections, counts
 
 
 def _refuse_leaks(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -182,6 +232,7 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
         "shard_rows": run.data.shard_rows,
         "tokenizer": digest([(base / name).read_text() for name in FORMAT_FILES if (base / name).exists()]),
         "seed": run.seed,
+        "revision": REVISIONS["shards"],
     }
     ref = artifacts.plan("shards", run.name, config=config, parents=[studies])
     if artifacts.find(store, ref) is not None:
@@ -196,12 +247,14 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
         rejections += [Rejection(**one) for one in json.loads(made["rejections"])]
         for row in made["examples"]:
             rows[row.pop("split")].append(row)
+    digests: dict[str, str] = {}
     for split, kept in rows.items():
-        _write_parts(store, f"{ref.path}/{split}", kept, run.data.shard_rows)
+        digests |= _write_parts(store.at(ref.path), f"{split}/", kept, run.data.shard_rows)
     kept_count = sum(map(len, rows.values()))
-    write_ledger(store, ref.path, [ledger_row("tokenize", total, kept_count, rejections)], rejections)
+    ledger = ledger_row("tokenize", total, kept_count, rejections)
+    digests |= write_ledger(store, ref.path, [ledger], rejections)
     counts = {split: len(kept) for split, kept in rows.items()}
-    artifacts.seal(store, ref, config=config, parents=[studies], counts=counts)
+    artifacts.seal(store, ref, config=config, parents=[studies], counts=counts, digests=digests)
     return ref
 
 
@@ -228,15 +281,19 @@ def _tokenized(
         yield row
 
 
-def _write_parts(store: Store, path: str, rows: list[dict[str, Any]], shard_rows: int) -> None:
+def _write_parts(files: Store, prefix: str, rows: list[dict[str, Any]], shard_rows: int) -> dict[str, str]:
+    """Write ``rows`` as Parquet parts whose names begin with ``prefix``; sha256 by name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    digests = {}
     for number, start in enumerate(range(0, len(rows), shard_rows)):
         table = pa.Table.from_pylist(rows[start : start + shard_rows])
         target = io.BytesIO()
         pq.write_table(_typed(table), target, compression="zstd")
-        store.write_bytes(f"{path}/part-{number:05d}.parquet", target.getvalue())
+        name = f"{prefix}part-{number:05d}.parquet"
+        digests[name] = artifacts.write_file(files, "", name, target.getvalue())
+    return digests
 
 
 def _typed(table: pa.Table) -> pa.Table:

@@ -6,13 +6,16 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from echoray.config import DataConfig
 from echoray.data.batch import IGNORE, MERGE, PATCH_PX
 from echoray.data.conversations import SYSTEM_PROMPT, conversations
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Conversation, Rejection, Report, Study
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 IMAGE_PAD = "<|image_pad|>"
 FORMAT_FILES = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  # they decide the token ids
@@ -74,15 +77,14 @@ class TokenizeStudies:
     def __init__(self, store: Store, base: Path, config: DataConfig, seed: int) -> None:
         self.store, self.config, self.seed = store, config, seed
         self.tokenizer = ConversationTokenizer(base, config.image_size_px)
+        # The last part file: ranges come in order, so the next one is most often of the same file.
+        self._part: tuple[str, Table] | None = None
 
     def __call__(self, work: dict[str, Any]) -> dict[str, Any]:
         """Ray Data's row function."""
-        import pyarrow.parquet as pq
-
-        with self.store.open(str(work["path"])) as handle:
-            table = pq.read_table(handle)
         examples: list[dict[str, Any]] = []
         rejections: list[Rejection] = []
+        table = self._table(str(work["path"]))
         for row in table.slice(work["start"], work["stop"] - work["start"]).to_pylist():
             self._study(row, examples, rejections)
         return {
@@ -90,6 +92,14 @@ class TokenizeStudies:
             "examples": examples,
             "rejections": json.dumps([asdict(one) for one in rejections]),
         }
+
+    def _table(self, path: str) -> Table:
+        import pyarrow.parquet as pq
+
+        if self._part is None or self._part[0] != path:
+            with self.store.open(path) as handle:
+                self._part = path, pq.read_table(handle)
+        return self._part[1]
 
     def _study(
         self, row: dict[str, Any], examples: list[dict[str, Any]], rejections: list[Rejection]

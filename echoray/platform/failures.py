@@ -1,11 +1,52 @@
-"""Finding the error that a user can act on inside the wrappers that Ray puts around it."""
+"""How a command or a job ends: the error a user can act on, found inside Ray's wrappers, and SIGTERM."""
 
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from echoray.errors import EchoRayError, StorageError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What to say and the exit code to leave with."""
+
+    message: str
+    hint: str
+    exit_code: int
+
+
+INTERRUPTED = Ending("interrupted", "run the same command again: finished steps are reused", 130)
+
+
+def ending_of(error: BaseException) -> Ending | None:
+    """How a process that ``error`` stops should end; None for a defect, whose traceback is to be seen."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    cause = known_cause(error)
+    return Ending(cause.message, cause.hint, cause.exit_code) if cause is not None else None
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C inside the block, so that Ray and the workspace lock are always released."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def known_cause(error: BaseException) -> EchoRayError | None:

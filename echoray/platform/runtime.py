@@ -4,45 +4,54 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from echoray.config import ClusterConfig
 from echoray.errors import EchoRayError
 
-# On few cores more than one thread per process is slower, not faster (oversubscription); GPU machines set
-# their own value in the pod template.
+# What holds for the driver wherever its workers run.
+_DRIVER_ENV = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_DEDUP_LOGS": "1",
+    # Ray's C++ core writes to the terminal of the driver, past Python's logging, what is no error to anybody.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+}
+# What the workers of a local instance inherit. A cluster's workers have the environment of their pod
+# template, past which Ray Train would carry some of these: they are not set for a cluster.
 _LOCAL_ENV = {
+    # On few cores more than one thread per process is slower, not faster (oversubscription).
     "OMP_NUM_THREADS": "1",
     # glibc gives large tensors back to the kernel after each use, and the page faults of getting them again
     # took a quarter of a CPU training step.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "HF_HUB_OFFLINE": "1",
 }
+_CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
 def ray_session(cluster: ClusterConfig) -> Iterator[None]:
-    """Hold a connection to ``cluster.ray_address``, or a local Ray instance that ends with the block."""
-    for name, value in _LOCAL_ENV.items():
+    """Hold a connection to ``cluster.ray_address``, or a local Ray instance that ends with the block.
+
+    Without an address the instance is a new one, whatever RAY_ADDRESS says and ``ray start`` has started;
+    the address "auto" takes those. Raises EchoRayError where there is no Ray to be had.
+    """
+    environment = _DRIVER_ENV if cluster.ray_address else {**_DRIVER_ENV, **_LOCAL_ENV}
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
+    quiet()
+    _connect(cluster)
     import ray
 
-    quiet()
-    try:
-        ray.init(**_init_arguments(cluster))
-    except (ConnectionError, ValueError) as error:
-        raise EchoRayError(
-            f"no Ray cluster answers at {cluster.ray_address}: {error}",
-            hint="check cluster.ray_address, or leave it out to start a local Ray instance",
-        ) from None
     try:
         yield
     finally:
@@ -55,6 +64,56 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def _connect(cluster: ClusterConfig) -> None:
+    import ray
+
+    _require_listener(cluster.ray_address, os.environ)
+    try:
+        with _sigterm_handler_kept():
+            ray.init(**_init_arguments(cluster))
+    except SystemExit:  # Ray's own handler, while it starts
+        ray.shutdown()
+        raise KeyboardInterrupt from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _unreachable(cluster.ray_address, str(error)) from None
+
+
+@contextmanager
+def _sigterm_handler_kept() -> Iterator[None]:
+    """Put the caller's handler back: ray.init leaves one behind that ends the process without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _require_listener(address: str | None, environment: Mapping[str, str]) -> None:
+    """Refuse a host and port at which nothing listens: Ray would try for minutes, then kill the process."""
+    if address == "auto":
+        address = environment.get("RAY_ADDRESS")
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return  # a local instance, ray:// (which gives up by itself), or nothing Ray takes
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _unreachable(address: str | None, reason: str) -> EchoRayError:
+    if address is None:
+        return EchoRayError(
+            f"no local Ray instance could be started: {reason}",
+            hint="see /tmp/ray/session_latest/logs; a smaller cluster.object_store_bytes needs less memory",
+        )
+    return EchoRayError(
+        f"no Ray cluster answers at {address}: {reason}",
+        hint="check cluster.ray_address and RAY_ADDRESS, or leave them out to start a local Ray instance",
+    )
+
+
 def _init_arguments(cluster: ClusterConfig) -> dict[str, Any]:
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if cluster.ray_address:
@@ -64,6 +123,7 @@ def _init_arguments(cluster: ClusterConfig) -> dict[str, Any]:
     cpus = max(os.cpu_count() or 1, 6)
     return {
         **common,
+        "address": "local",
         "num_cpus": cpus,
         "include_dashboard": cluster.dashboard,
         "object_store_memory": cluster.object_store_bytes or 1 << 30,

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from echoray.config import RunConfig
-from echoray.errors import BusyError, StorageError
+from echoray.errors import BusyError, StorageError, UsageError
 from echoray.storage import Store, store_of
 
 MIN_FREE_BYTES = 1 << 30
@@ -24,7 +25,8 @@ def locked_workspace(run: RunConfig) -> Iterator[Store]:
     On file:// a second process gets BusyError at once; the operating system frees the lock when the
     holder dies. Object stores need no lock: artifacts are sealed with a conditional put, so that two
     runs of the same configuration both end with the first one's artifact.
-    Raises StorageError where the folder cannot be made or less than 1 GiB is free.
+    Raises StorageError where the folder cannot be made or less than 1 GiB is free, UsageError where the lock
+    is another user's.
     """
     store = store_of(run)
     folder = store.local()
@@ -38,20 +40,39 @@ def locked_workspace(run: RunConfig) -> Iterator[Store]:
             f"{store.root}: {free / 1e9:.2f} GB free, expected at least {MIN_FREE_BYTES / 1e9:.2f} GB",
             hint="free space, or name another folder with --workspace",
         )
-    with (folder / _LOCK).open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise BusyError(
-                f"{store.root}: in use by process {holder}",
-                hint="wait until it ends, or name another folder with --workspace",
-            ) from None
+    with _open_lock(folder) as handle:
+        _take(handle, store.root)
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
         yield store
+
+
+def _open_lock(folder: Path) -> TextIO:
+    try:
+        return (folder / _LOCK).open("a+")
+    except OSError as error:  # in a folder that many may write to: another user's
+        raise UsageError(
+            f"cannot open {folder / _LOCK}: {error.strerror}",
+            hint="is the workspace another user's? name a folder of your own with --workspace",
+        ) from None
+
+
+def _take(handle: TextIO, root: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        holder = handle.read().strip() or "unknown"
+        raise BusyError(
+            f"{root}: in use by process {holder}",
+            hint="wait until it ends, or name another folder with --workspace",
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"{root}: cannot be locked: {error.strerror}",
+            hint="name a folder on a file system with locks with --workspace",
+        ) from None
 
 
 def _make(folder: Path) -> None:

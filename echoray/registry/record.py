@@ -22,7 +22,7 @@ _RECORDED_DATA = {"language", "split", "image_size_px", "max_frames", "max_lengt
 
 @dataclass(frozen=True)
 class Figures:
-    """A model's figures, ``<task>/<system>/<metric>`` (0-100), and the test split they were made on."""
+    """A model's figures, ``<task>/<system>/<metric>`` (0-100), and the digest of what was measured."""
 
     metrics: Mapping[str, float]
     test_digest: str

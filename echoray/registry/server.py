@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _SERVER_HINT = "check registry.tracking_uri, that the server runs and that the account may write"
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 _UNKNOWN_HINT = "register the model first, or name a version that exists"
 
 
@@ -38,7 +40,8 @@ def database_of(run: RunConfig) -> Path | None:
     if run.registry.tracking_uri:
         if folder is not None and run.registry.tracking_uri.startswith("http"):
             raise ConfigError(
-                f"the MLflow server {run.registry.tracking_uri} refuses models in a local folder ({folder})",
+                f"the MLflow server {without_userinfo(run.registry.tracking_uri)} refuses models in a local "
+                f"folder ({folder})",
                 hint="leave registry.tracking_uri out (SQLite in the workspace), or use an s3:// workspace",
             )
         return None
@@ -67,13 +70,21 @@ def registry_client(run: RunConfig) -> Iterator[MlflowClient]:
     except MlflowException as error:
         unknown = error.error_code == "RESOURCE_DOES_NOT_EXIST"
         raise RegistryError(
-            f"MLflow at {uri}: {error.message}", hint=_UNKNOWN_HINT if unknown else _SERVER_HINT
+            without_userinfo(f"MLflow at {uri}: {error.message}"),
+            hint=_UNKNOWN_HINT if unknown else _SERVER_HINT,
         ) from None
     except SQLAlchemyError as error:
         raise RegistryError(
-            f"MLflow at {uri}: {type(error).__name__}: {error.__cause__ or 'see the database'}",
+            without_userinfo(
+                f"MLflow at {uri}: {type(error).__name__}: {error.__cause__ or 'see the database'}"
+            ),
             hint="restore the database from a backup, or move it away to start an empty registry",
         ) from None
+
+
+def without_userinfo(text: str) -> str:
+    """``text`` without ``user:password@`` in any URI: messages end in logs, and MLflow's repeat the URI."""
+    return _USERINFO.sub("", text)
 
 
 def _create(database: Path) -> None:

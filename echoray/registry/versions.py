@@ -35,7 +35,7 @@ def register(run: RunConfig, model: ArtifactRef, evaluation: ArtifactRef) -> Mod
     """Register ``model`` with its figures; the same artifact always gives the same version.
 
     It becomes champion where there is none or where it beats the champion's average ROUGE-L of generated
-    reports on the same test split, else challenger; the version's tag echoray.decision says why.
+    reports on the same examples, decoded alike, else challenger; the version's tag echoray.decision says why.
     Raises RegistryError where the evaluation has no figures of the model or MLflow fails.
     """
     store = store_of(run)
@@ -156,7 +156,10 @@ def _verdict(
         return True, "the first champion"
     tags = client.get_model_version(name, str(current)).tags
     if tags.get(_TEST) != figures.test_digest:
-        return False, f"version {current} was evaluated on another test split; not comparable"
+        return (
+            False,
+            f"version {current} was evaluated on other examples or decoded otherwise; not comparable",
+        )
     if figures.rouge_l is None or _SCORE not in tags:
         return False, f"no generated reports to compare with version {current}"
     score = float(tags[_SCORE])

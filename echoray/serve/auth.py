@@ -7,9 +7,10 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable
+from pathlib import Path
 
 from echoray.config import secret
-from echoray.errors import ConfigError
+from echoray.errors import ConfigError, UsageError
 from echoray.serve.protocol import RequestError
 
 _PREFIX = "echoray-"
@@ -25,6 +26,22 @@ def new_api_key() -> tuple[str, str]:
 def hash_of(key: str) -> str:
     """SHA-256 (hex) of a key. Keys are random, so no slow password hash is needed."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def append_hash(file: Path, digest: str) -> None:
+    """Add an accepted key's hash to ``file``, which is made (mode 0600) where it is missing.
+
+    Raises UsageError where it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        with file.open("a") as handle:
+            handle.write(f"{digest}\n")
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {file}: {error.strerror}", hint="name a file in a folder that you may write to"
+        ) from None
 
 
 def read_hashes(reference: str) -> tuple[str, ...]:

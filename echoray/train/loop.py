@@ -90,13 +90,7 @@ def train_step(
             mask_N = batch["mask_BT"].reshape(-1)
             if counts_LE is None:
                 counts_LE = _all_reduced(dispatch_counts(router_logits, text.num_experts_per_tok, mask_N))
-            balance = balancing_loss(
-                router_logits,
-                mask_N,
-                global_counts_LE=counts_LE,
-                global_num_tokens=totals.num_tokens,
-                form=text.aux_loss_form,
-            )
+            balance = _balance(text, router_logits, mask_N, counts_LE, totals)
         engine.backward((loss + gamma * balance) * scale)
         losses_2 += torch.stack([loss.detach(), balance.detach()])
         if index + 1 == len(micro_batches):
@@ -105,6 +99,18 @@ def train_step(
         engine.step()
     load_LE = torch.zeros(0, 0) if counts_LE is None else counts_LE.cpu()
     return StepResult(loss_value, balance_value, float(engine.get_global_grad_norm()), load_LE)
+
+
+def _balance(
+    text: Any, router_logits: Sequence[Tensor], mask_N: Tensor, counts_LE: Tensor, totals: StepTotals
+) -> Tensor:
+    return balancing_loss(
+        router_logits,
+        mask_N,
+        global_counts_LE=counts_LE,
+        global_num_tokens=totals.num_tokens,
+        form=text.aux_loss_form,
+    )
 
 
 @torch.no_grad()

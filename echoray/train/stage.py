@@ -13,7 +13,7 @@ from echoray import artifacts
 from echoray.config import RunConfig
 from echoray.errors import EchoRayError, InputDataError, TrainingError
 from echoray.storage import Store, store_of
-from echoray.train.job import SUMMARY, StageJob, StageName, enter_worker, stage_config
+from echoray.train.job import METRICS, SUMMARY, WEIGHTS, StageJob, StageName, enter_worker, stage_config
 from echoray.train.telemetry import monitored
 from echoray.types import ArtifactRef, Progress
 
@@ -55,7 +55,8 @@ def train_stage(
         artifacts.clear(store, ref)
         _fit(StageJob(run, stage, shards, parent, ref), progress)
         summary = json.loads(store.read_bytes(f"{ref.path}/{SUMMARY}"))
-        artifacts.seal(store, ref, config=config, parents=parents, counts=summary)
+        files = dict.fromkeys((WEIGHTS, SUMMARY, METRICS))
+        artifacts.seal(store, ref, config=config, parents=parents, counts=summary, digests=files)
     store.delete(f"runs/{_run_name(ref)}")
     return ref
 

@@ -183,6 +183,8 @@ def _finish(job: StageJob, place: Place, engine: Any, metrics: list[dict[str, An
     folder = Path(tempfile.mkdtemp(prefix="echoray-stage-"))
     try:
         save_final(engine.module.core, folder, summary, metrics)
-        artifacts.upload_folder(job.store, folder, job.target.path)
+        # What another run of the configuration finished meanwhile stays: last bits of weights may differ.
+        if artifacts.find(job.store, job.target) is None:
+            artifacts.upload_folder(job.store, folder, job.target.path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,17 +61,29 @@ def start_engine(
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
-    from transformers import get_cosine_schedule_with_warmup
+    from torch.optim.lr_scheduler import LambdaLR
 
     # Its shared-memory all-reduce spins on busy cores and compiles on first use; gloo does neither.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     warmup_steps = math.ceil(stage.warmup_ratio * num_steps)
+    share = partial(rate_share, warmup_steps=warmup_steps, num_steps=num_steps)
     parameters: list[torch.nn.Parameter] = [one for one in model.parameters() if one.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameters,
         config=deepspeed_config(train, stage, world_size=world_size, on_gpu=on_gpu),
-        # DeepSpeed's own WarmupCosineLR spends two updates at a learning rate of zero.
-        lr_scheduler=lambda optimizer: get_cosine_schedule_with_warmup(optimizer, warmup_steps, num_steps),
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, share),
     )
     return engine
+
+
+def rate_share(step: int, *, warmup_steps: int, num_steps: int) -> float:
+    """The share of the peak learning rate for the update that follows ``step`` finished ones.
+
+    Linear warm-up to the peak, then a cosine that would reach 0 after the last update. The schedules of
+    transformers and DeepSpeed begin at 0 and waste the first updates.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
+    return 0.5 * (1 + math.cos(math.pi * progress))

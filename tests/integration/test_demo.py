@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from echoray import artifacts
@@ -16,6 +20,8 @@ from echoray.storage import open_store
 from echoray.types import ArtifactRef
 
 pytestmark = pytest.mark.demo
+
+MARK = "ECHORAY_TEST_WORKSPACE"
 
 SMALL = [
     *("--set", "data.source.phantom.num_studies=28"),
@@ -27,7 +33,13 @@ SMALL = [
 
 def demo(workspace: Path, *more: str, timeout_s: float = 1500) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "echoray", "demo", "--workspace", str(workspace), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout_s, check=False, env=marked(workspace)
+    )
+
+
+def marked(workspace: Path) -> dict[str, str]:
+    return {**os.environ, MARK: str(workspace)}
 
 
 def manifests(workspace: Path) -> dict[str, float]:
@@ -35,8 +47,22 @@ def manifests(workspace: Path) -> dict[str, float]:
 
 
 def processes_of(workspace: Path) -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if str(workspace) in line and "ps -eo" not in line]
+    """What still runs of the demos of ``workspace``: descendants inherit the mark in the environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(workspace) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def gone_within(workspace: Path, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while processes_of(workspace):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +92,36 @@ def test_every_ledger_of_the_demo_reconciles_and_faults_are_quarantined(finished
     assert {"multi_region", "no_report"} <= reasons
 
 
-def test_no_patient_identifier_of_the_ground_truth_reaches_shards_output_or_registry(
+def identifying(workspace: Path) -> re.Pattern[str]:
+    """Matches names, numbers, dates, institutions and staff of every synthetic patient and visit."""
+    (truth_file,) = workspace.rglob("truth.jsonl")
+    people = [json.loads(line)["patient"] for line in truth_file.read_text().splitlines()]
+    named = {str(part[key]) for one in people for part in one.values() for key in part if key != "time"}
+    values = sorted(value for value in named if len(value) >= 6)
+    assert len(values) > 1000
+    # As whole words: eight digits of a patient's number also occur inside of longer numbers.
+    return re.compile(rf"(?<![0-9A-Za-z.])(?:{'|'.join(map(re.escape, values))})(?![0-9A-Za-z])")
+
+
+def test_no_patient_identifier_of_the_ground_truth_is_in_anything_made_from_the_corpus(
     finished: tuple[Path, str],
 ) -> None:
     import pyarrow.parquet as pq
 
     workspace, output = finished
-    (truth_file,) = workspace.rglob("truth.jsonl")
-    patients = [json.loads(line)["patient"] for line in truth_file.read_text().splitlines()]
-    secrets = {str(p[key]) for p in patients for key in ("name", "patient_id") if p.get(key)}
-    assert len(secrets) > 100
-    texts = [output]
-    for path in workspace.glob("shards/**/part-*.parquet"):
-        table = pq.read_table(path, columns=["prompt", "answer"])
-        texts += [*table["prompt"].to_pylist(), *table["answer"].to_pylist()]
-    everything = "\n".join(texts)
-    assert not [secret for secret in secrets if secret in everything]
+    pattern = identifying(workspace)
+    found = {"output": output}
+    for path in workspace.rglob("*"):
+        made = path.is_file() and "corpus" not in path.parts and path.suffix not in {".safetensors", ".png"}
+        if made and path.suffix == ".parquet":
+            rows = pq.read_table(path).to_pylist()
+            plain = [{key: value for key, value in row.items() if key != "images"} for row in rows]
+            found[str(path)] = json.dumps(plain, ensure_ascii=False)
+        elif made:  # manifests, ledgers, metrics, pages, and MLflow's database as bytes
+            found[str(path)] = path.read_bytes().decode("latin-1")
+    assert len(found) > 20
+    leaked = {name: match[0] for name, text in found.items() if (match := pattern.search(text))}
+    assert not leaked
 
 
 def test_a_second_demo_makes_nothing_again(finished: tuple[Path, str]) -> None:
@@ -90,6 +130,43 @@ def test_a_second_demo_makes_nothing_again(finished: tuple[Path, str]) -> None:
     done = demo(workspace)
     assert done.returncode == 0, done.stderr[-3000:]
     assert manifests(workspace) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "echoray data tokenize --workspace {workspace}",
+        "echoray train export --stage align --workspace {workspace}",
+        "echoray evaluate --workspace {workspace}",
+        "jobs.finetune --set workspace={workspace}",
+    ],
+)
+def test_a_single_step_finds_what_the_demo_made(finished: tuple[Path, str], words: str) -> None:
+    workspace, _ = finished
+    before = manifests(workspace)
+    command = [sys.executable, "-m", *words.format(workspace=workspace).split()]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=marked(workspace)
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert str(workspace) in done.stdout + done.stderr
+    assert manifests(workspace) == before
+
+
+def test_a_small_chinese_demo_runs_to_its_end(tmp_path: Path) -> None:
+    done = demo(tmp_path, *SMALL, "--language", "zh")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    shards = next(tmp_path.glob("shards/*/train/part-00000.parquet"))
+    assert_chinese(shards)
+
+
+def assert_chinese(shard: Path) -> None:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(shard, columns=["prompt", "answer", "language"])
+    assert set(table["language"].to_pylist()) == {"zh"}
+    for text in [*table["prompt"].to_pylist(), *table["answer"].to_pylist()]:
+        assert re.search("[\u4e00-\u9fff]", text) or re.fullmatch(r"[\d.x ]+(mm|cm)", text), text
 
 
 # What the demo prints when a step has begun, and the signal that it then gets.
@@ -107,7 +184,9 @@ MOMENTS = (
 
 def start_demo(workspace: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "echoray", "demo", "--workspace", str(workspace), *SMALL, *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=marked(workspace)
+    )
 
 
 def read_until(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
@@ -130,7 +209,7 @@ def test_a_demo_interrupted_in_every_step_leaves_nothing_half_written_and_goes_o
         else:
             assert process.returncode == 130, error[-3000:]
             assert "interrupted" in error and "Traceback" not in error, error[-3000:]
-            assert not processes_of(tmp_path)
+            assert gone_within(tmp_path, 5), processes_of(tmp_path)
         # What was finished before is still there, untouched: the next run does not make it again.
         assert finished.items() <= manifests(tmp_path).items(), begun
         finished = manifests(tmp_path)
@@ -150,7 +229,7 @@ def keeps_serving_until_ctrl_c(workspace: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error[-3000:]
-    assert not processes_of(workspace)
+    assert gone_within(workspace, 5), processes_of(workspace)
 
 
 def verify_everything(workspace: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -190,6 +192,60 @@ def test_a_wrong_manifest_is_refused_and_never_taken_for_missing(
     for act in (artifacts.find, artifacts.verify, artifacts.clear):
         with pytest.raises(ArtifactError, match=message):
             act(store, ref)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "{outside}/evil", "..", ""])
+def test_a_manifest_that_names_a_file_outside_the_artifact_is_refused(
+    store: Store, name: str, tmp_path: Path
+) -> None:
+    name = name.format(outside=tmp_path / "outside")
+    ref = produce(store, x="content")
+    raw = json.loads(store.read_bytes(f"{ref.path}/manifest.json"))
+    raw["files"][name] = hashlib.sha256(b"evil").hexdigest()
+    store.write_bytes(f"{ref.path}/manifest.json", json.dumps(raw).encode())
+    for act in (artifacts.find, artifacts.verify, lambda *at: artifacts.fetch(*at, tmp_path / "cache")):
+        with pytest.raises(ArtifactError, match="names a file outside the artifact"):
+            act(store, ref)
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "outside").exists()
+
+
+def test_every_file_and_its_folder_is_on_the_disk_before_the_manifest_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, str]] = []
+    fsync, replace, link = os.fsync, Path.replace, os.link
+
+    def note_fsync(descriptor: int) -> None:
+        events.append(("disk", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        fsync(descriptor)
+
+    def note_replace(self: Path, target: Path) -> Path:
+        events.append(("named", f"{self} {target}"))
+        return replace(self, target)
+
+    def note_link(source: Path, target: Path) -> None:
+        events.append(("named", f"{source} {target}"))
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    monkeypatch.setattr(os, "link", note_link)
+    ref = artifacts.plan("kind", "name", config={})
+    store = open_store(str(tmp_path / "store"))
+    digests: dict[str, str | None] = {"deep/a": artifacts.write_file(store, ref.path, "deep/a", b"1")}
+    (tmp_path / "b").write_text("2")
+    digests["b"] = artifacts.upload_file(store, tmp_path / "b", f"{ref.path}/b")
+    artifacts.seal(store, ref, config={}, digests=digests)
+
+    named = [index for index, (kind, _) in enumerate(events) if kind == "named"]
+    folder = tmp_path / "store" / ref.path
+    targets = [Path(events[index][1].split()[1]) for index in named]
+    assert targets == [folder / "deep/a", folder / "b", folder / "manifest.json"]
+    for index, target, limit in zip(named, targets, [named[2], named[2], len(events)], strict=True):
+        assert ("disk", events[index][1].split()[0]) in events[:index], "named before its content is safe"
+        assert ("disk", str(target.parent)) in events[index:limit], "the name is not safe"
+    made = (folder / "deep", folder, folder.parent, tmp_path / "store")
+    assert all(("disk", str(one.parent)) in events[: named[2]] for one in made)
 
 
 def test_the_first_seal_stands_and_the_second_gets_its_manifest(store: Store) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
+
+from echoray.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)")
 BLOCK = re.compile(r"```console\n(.*?)```", re.S)
+SOURCES = sorted(path for part in ("echoray", "jobs", "services") for path in (ROOT / part).rglob("*.py"))
+QUOTED = re.compile(r"`+(echoray [^`]*)`")
 LIGHT = ("config show", "config diff", "config schema", "--help", "--version")
 
 
@@ -60,3 +67,32 @@ def test_make_targets_named_in_the_pages_exist() -> None:
 def test_no_page_of_the_project_names_a_path_outside_of_it() -> None:
     for page in PAGES:
         assert not re.search(r"(?<![\w.])/(work|root|home)/", page.read_text()), page.name
+
+
+def named_commands() -> dict[str, Path]:
+    """`echoray ...` in backticks in pages, hints and docstrings, and strings that are put into hints."""
+    found = {command: page for page in PAGES for command in QUOTED.findall(page.read_text())}
+    for path in SOURCES:
+        nodes = ast.walk(ast.parse(path.read_text()))
+        texts = [
+            node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        whole = [text for text in texts if re.fullmatch(r"echoray( [a-z]+)+( --\S+ \S+)*", text)]
+        found |= {command: path for text in texts for command in [*whole, *QUOTED.findall(text)]}
+    return found
+
+
+def test_every_command_in_a_hint_a_docstring_or_a_page_is_one_that_the_command_line_takes() -> None:
+    found = named_commands()
+    assert {"echoray serve key FILE", "echoray config show --config tiny", "echoray data tokenize"} <= set(
+        found
+    )
+    for command, path in found.items():
+        verb: Any = get_command(app)
+        words, parent = shlex.split(command)[1:], None
+        while words and hasattr(verb, "commands"):
+            assert words[0] in verb.commands, f"{path}: {command}"
+            parent = verb.make_context("echoray", [words[0]], parent=parent, resilient_parsing=True)
+            verb, words = verb.commands[words[0]], words[1:]
+        if words:
+            verb.make_context(verb.name, words, parent=parent)  # raises on what it does not take

@@ -22,7 +22,7 @@ from echoray.types import Box, Frame
 MIN_SCORE = 0.6  # below this the reading is not trusted
 BANNER_SHARE = 0.15  # of the height, at the top, where no regions tag tells
 MAX_TEXT_SHARE = 0.1  # of the height; anything taller is a scan's edge, not a line of text
-_MAX_CHANCE_CHARS = 3  # as much as speckle may read like the initials of someone
+_MAX_CHANCE_CHARS = 3  # speckle and scan edges read as one character; whatever is longer was written
 TEXTURE, KNOWN = "texture", "known"
 _CACHE_LINES = 20_000
 _MARGIN_PX = 2
@@ -118,8 +118,9 @@ def redact_frame(
 
     Outside of the scan regions everything is blanked and only allow-listed text and the depth axis' dashes
     are put back (default deny).
-    Inside, text that names a patient, or that no rule knows, is filled from its surroundings. Without a
-    regions tag, text in the banner area that cannot be read is filled as well (fail closed).
+    Inside, text that names a patient, or that no rule knows, is filled from its surroundings, and so is text
+    that cannot be read unless it is no longer than what speckle shows by chance (fail closed): a region may
+    cover the whole frame, banner and all. Without a regions tag, nothing unreadable stays in the banner area.
     """
     known = known_pattern(identifiers)
     scan = [region.box for region in frame.regions]
@@ -131,7 +132,7 @@ def redact_frame(
         inside = _inside(one.box, scan, height)
         category, kept = _decide(one, known, rules, inside=inside)
         oversized = one.box.y1 - one.box.y0 > MAX_TEXT_SHARE * height
-        if oversized and (category != KNOWN or len(one.text) <= _MAX_CHANCE_CHARS):
+        if oversized and _by_chance(one.text):
             category, kept = TEXTURE, inside if scan else _below_banner(one.box, height)
         boxes.append(TextBox(one.box, category, kept))
     for box in boxes:
@@ -161,9 +162,17 @@ def _decide(one: ReadText, known: re.Pattern[str] | None, rules: Rules, *, insid
     allowed = rules.allowed(text)
     if trusted and allowed is not None:
         return allowed, True
-    if inside and (not trusted or len(re.sub(r"\W", "", text)) < 2):
+    if inside and _by_chance(text) and (not trusted or len(_letters(text)) < 2):
         return TEXTURE, True  # speckle that looks like a character
     return ("unknown" if trusted else "unreadable"), False
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\W", "", text)
+
+
+def _by_chance(text: str) -> bool:
+    return len(_letters(text)) <= _MAX_CHANCE_CHARS
 
 
 def _inside(box: Box, scan: list[Box], height: int) -> bool:

@@ -1,15 +1,12 @@
-"""DICOM studies below a store's prefix: ultrasound frames, scan regions, the report of a Basic Text SR."""
+"""The files of a DICOM study: ultrasound frames, scan regions, the report of a Basic Text SR."""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import logging
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +15,8 @@ from numpy.typing import NDArray
 from echoray.data.anatomy import named_system
 from echoray.data.deidentify.header import identifiers
 from echoray.data.deidentify.keys import keyed_hash
-from echoray.errors import InputDataError
-from echoray.storage import Store
+from echoray.data.sources.index import ULTRASOUND, StudyFiles, study_uid
+from echoray.data.sources.quiet import without_warnings
 from echoray.types import Box, Frame, Language, Region, Rejection, Report, Study
 
 if TYPE_CHECKING:
@@ -27,53 +24,17 @@ if TYPE_CHECKING:
 
 CENTIMETRES = 3  # Physical Units X Direction (0018,6024)
 FINDINGS, IMPRESSION = "121070", "121073"  # DCM codes of the SR's text items
-ULTRASOUND = "US"
-# Ultrasound files of pydicom-data, with burned-in text, palettes, JPEG and JPEG 2000.
-PACKAGE_SAMPLES = (
-    "US1_UNCR.dcm", "US1_UNCI.dcm", "US1_J2KR.dcm", "US1_J2KI.dcm", "gdcm-US-ALOKA-16.dcm",
-    "JPGLosslessP14SV1_1s_1f_8b.dcm", "OBXXXX1A.dcm",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class StudyFiles:
-    """The files of one folder, which usually is one study; ``source`` says where they came from."""
-
-    store: Store
-    paths: tuple[str, ...]
-    source: str
-
-
-def list_studies(store: Store, source: str) -> list[StudyFiles]:
-    """Group the files below a store by folder, in order of their names.
-
-    Raises InputDataError where there is no such folder or it holds no file.
-    """
-    folders: dict[str, list[str]] = defaultdict(list)
-    for path in store.list():
-        if path.rpartition("/")[2] not in {"truth.jsonl", "manifest.json"}:
-            folders[path.rpartition("/")[0]].append(path)
-    if not folders:
-        raise InputDataError(
-            f"{store.root}: missing or empty, expected DICOM files", hint="check data.source.dicom_uris"
-        )
-    return [StudyFiles(store, tuple(paths), source) for _, paths in sorted(folders.items())]
-
-
-def package_samples() -> list[Path]:
-    """The ultrasound files that pydicom-data ships; nothing is downloaded."""
-    from pydicom.data import get_testdata_file
-
-    found = [get_testdata_file(name, download=False) for name in PACKAGE_SAMPLES]
-    return [Path(str(path)) for path in found if path is not None]
+# Frames decoded for each one that is kept, so that blank and repeated ones cost a study none of its places.
+_SPARE = 3
 
 
 @dataclass(frozen=True)
 class _Instance:
-    """What is used of one file; ``uid`` and ``patient`` are the header's own and are never passed on."""
+    """What is used of one file; the patient is the header's own and is never passed on."""
 
-    uid: str
-    patient: str
+    name: str  # keyed hash
+    patient_id: str
+    patient_name: str
     order: tuple[int, int]  # series and instance number
     words: str  # the header fields that name the examined organ
     frames: tuple[Frame, ...]
@@ -81,118 +42,121 @@ class _Instance:
     identifiers: tuple[str, ...]
 
 
-def read_studies(
+def read_study(
     files: StudyFiles, *, key: bytes, language: Language, max_frames: int
-) -> tuple[list[Study], list[Rejection]]:
-    """Decode the files and group them by Study Instance UID (0020,000D).
+) -> tuple[Study | None, list[Rejection]]:
+    """Decode a study's files; None where nothing of it is usable.
 
-    Every file ends in a study or in a Rejection, which names it by a keyed hash of its path.
+    Every file ends in the study or in a Rejection, which names it by a keyed hash of its place in the source.
+    The study has more key frames than ``max_frames``: which of them are worth keeping is not known here.
     """
-    groups: dict[str, list[_Instance]] = defaultdict(list)
-    rejections = []
-    for path in files.paths:
-        name = keyed_hash(key, files.store.uri(path))
-        with _without_warnings():
-            found = _read_file(files.store.read_bytes(path), name, max_frames)
-        if isinstance(found, str):
-            rejections.append(Rejection(name, "read", found))
+    limit = -(-_SPARE * max_frames // max(1, files.num_images))
+    found: list[_Instance] = []
+    rejections: list[Rejection] = []
+    contents: set[bytes] = set()
+    for file in files.files:
+        name = keyed_hash(key, file.name)
+        content = file.read_bytes()
+        hashed = hashlib.sha256(content or b"").digest()
+        with without_warnings():
+            one = _read_file(content, name, files.study_uid, limit)
+        if isinstance(one, _Instance) and hashed in contents:
+            one = "duplicate_file"
+        if isinstance(one, str):
+            rejections.append(Rejection(name, "read", one))
         else:
-            groups[found.uid].append(found)
-    studies = [
-        _study(uid, group, files.source, key, language, max_frames) for uid, group in sorted(groups.items())
-    ]
-    return studies, rejections
+            found.append(one)
+            contents.add(hashed)
+    # Two patients under one UID: one's report must not describe, nor one's split hold, the other's images.
+    if len({one.patient_id.casefold() for one in found if one.patient_id}) > 1:
+        rejections += [Rejection(one.name, "read", "patient_conflict") for one in found]
+        found = []
+    return (_study(files, found, key, language) if found else None), rejections
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """pydicom's warnings quote the values they are about, which no log may hold."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _read_file(content: bytes, name: str, max_frames: int) -> _Instance | str:
-    """The file's instance, or the reason code of its rejection.
+def _read_file(content: bytes | None, name: str, uid: str | None, limit: int) -> _Instance | str:
+    """The file's instance with at most ``limit`` frames, or the reason code of its rejection.
 
     pydicom parses a value when it is first asked for, and each decoder has errors of its own: a damaged file
     may raise anything anywhere, and what was raised may quote the file.
     """
     from pydicom import dcmread
 
+    if content is None:
+        return "unreadable_file"
     try:
         dataset = dcmread(io.BytesIO(content))
-        modality = dataset.get("Modality")
+        modality, found_uid = dataset.get("Modality"), study_uid(dataset)
     except Exception:
         return "not_dicom"
     if modality not in (ULTRASOUND, "SR"):
         return "not_ultrasound"
+    if found_uid != uid:  # damaged, or changed since the index: it may be of a study that is made elsewhere
+        return "header_mismatch"
     try:
-        pixels = to_rgb(dataset) if modality == ULTRASOUND else None
+        chosen = key_frames(dataset, limit) if modality == ULTRASOUND else []
+        pixels = to_rgb(dataset, chosen) if chosen else None
     except Exception:
         return "unreadable_pixels"
     try:
-        return _instance(dataset, pixels, name, max_frames)
+        return _instance(dataset, pixels, name)
     except Exception:
         return "malformed"
 
 
-def _instance(
-    dataset: Dataset, pixels_NHW3: NDArray[np.uint8] | None, name: str, max_frames: int
-) -> _Instance:
-    uid = str(dataset.get("StudyInstanceUID") or name)
+def _instance(dataset: Dataset, pixels_NHW3: NDArray[np.uint8] | None, name: str) -> _Instance:
+    regions = () if pixels_NHW3 is None else read_regions(dataset)
     return _Instance(
-        uid=uid,
-        patient=str(dataset.get("PatientID") or dataset.get("PatientName") or uid),
+        name=name,
+        patient_id=str(dataset.get("PatientID") or "").strip(),
+        patient_name=str(dataset.get("PatientName") or ""),
         order=(int(dataset.get("SeriesNumber") or 0), int(dataset.get("InstanceNumber") or 0)),
         words=" ".join(str(dataset.get(tag, "")) for tag in ("BodyPartExamined", "StudyDescription")),
-        frames=() if pixels_NHW3 is None else key_frames(dataset, pixels_NHW3, max_frames),
+        frames=() if pixels_NHW3 is None else tuple(Frame(pixels, regions) for pixels in pixels_NHW3),
         report=read_report(dataset),
         identifiers=identifiers(dataset),
     )
 
 
-def _study(
-    uid: str, group: Sequence[_Instance], source: str, key: bytes, language: Language, max_frames: int
-) -> Study:
+def _study(files: StudyFiles, group: Sequence[_Instance], key: bytes, language: Language) -> Study:
     images = sorted((one for one in group if one.frames), key=lambda one: one.order)
     report = next((one.report for one in group if one.report is not None), None)
     first = images[0] if images else group[0]
+    patient_id = next((one.patient_id for one in (first, *group) if one.patient_id), "")
     return Study(
-        study_hash=keyed_hash(key, uid),
-        patient_key=keyed_hash(key, first.patient),
+        study_hash=keyed_hash(key, files.identity),
+        patient_key=keyed_hash(key, patient_id or first.patient_name or files.identity),
         system=named_system(first.words) or (named_system(report.text) if report else None),
         language=language,
-        frames=tuple(frame for one in images for frame in one.frames)[:max_frames],
+        frames=tuple(frame for one in images for frame in one.frames),
         report=report,
-        source=source,
+        source=files.files[0].source,
         identifiers=tuple(dict.fromkeys(value for one in group for value in one.identifiers)),
     )
 
 
-def key_frames(dataset: Dataset, pixels_NHW3: NDArray[np.uint8], max_frames: int) -> tuple[Frame, ...]:
-    """The Representative Frame (0028,6010) if named, else an even sample of the N frames."""
-    regions = read_regions(dataset)
-    count = len(pixels_NHW3)
+def evenly(count: int, limit: int) -> list[int]:
+    """At most ``limit`` of ``count`` positions, first and last included, evenly spread."""
+    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, limit))})
+
+
+def key_frames(dataset: Dataset, limit: int) -> list[int]:
+    """Positions of the Representative Frame (0028,6010) if named, else of an even sample of the frames."""
+    count = int(dataset.get("NumberOfFrames") or 1)
     named = dataset.get("RepresentativeFrameNumber")
     if named and 1 <= int(named) <= count:
-        chosen = [int(named) - 1]
-    else:
-        chosen = sorted({round(index) for index in np.linspace(0, count - 1, min(count, max_frames))})
-    return tuple(Frame(np.ascontiguousarray(pixels_NHW3[index]), regions) for index in chosen)
+        return [int(named) - 1]
+    return evenly(count, limit)
 
 
-def to_rgb(dataset: Dataset) -> NDArray[np.uint8]:
-    """Pixels as (frames, H, W, 3) uint8: palettes applied, YBR converted, 16 bit windowed."""
-    from pydicom.pixels import apply_color_lut, apply_voi_lut, pixel_array
+def to_rgb(dataset: Dataset, frames: Sequence[int]) -> NDArray[np.uint8]:
+    """The named frames as (N, H, W, 3) uint8: palettes applied, YBR converted, 16 bit windowed.
 
-    pixels: Any = pixel_array(dataset)  # three samples come as RGB, whatever they were stored as
+    Only these are decoded; three samples per pixel come out as RGB, whatever they were stored as.
+    """
+    from pydicom.pixels import apply_color_lut, apply_voi_lut, iter_pixels
+
+    pixels: Any = np.stack(list(iter_pixels(dataset, indices=list(frames))))
     colours = str(dataset.PhotometricInterpretation)
     if colours == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
@@ -203,9 +167,7 @@ def to_rgb(dataset: Dataset) -> NDArray[np.uint8]:
         pixels = ((pixels - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
     if colours == "MONOCHROME1":
         pixels = 255 - pixels
-    if pixels.ndim < 3 or pixels.shape[-1] != 3:
-        pixels = np.repeat(pixels[..., None], 3, axis=-1)
-    return pixels if pixels.ndim == 4 else pixels[None]
+    return pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=-1)
 
 
 def read_regions(dataset: Dataset) -> tuple[Region, ...]:

@@ -11,6 +11,8 @@ from echoray.config.model import EMBEDDED_BASE
 from echoray.errors import ConfigError, ModelLoadError
 
 WEIGHTS = Path(__file__).parent / "weights"
+# Configuration, weights, chat template and vocabulary; not a README.
+_BASE_SUFFIXES = {".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"}
 
 
 @cache
@@ -53,12 +55,17 @@ def resolve_base(name: str) -> Path:
 
 
 def base_digest(name: str) -> str:
-    """What identifies the base's weights in an artifact's plan: names, sizes and the index or recipe."""
+    """What identifies the base in an artifact's plan: the names and the content of its files."""
     folder = resolve_base(name)
-    files = sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors"})
     summary = hashlib.sha256()
-    for path in files:
-        summary.update(f"{path.name} {path.stat().st_size}\n".encode())
-        if path.suffix == ".json":
-            summary.update(path.read_bytes())
+    for path in sorted(one for one in folder.iterdir() if one.suffix in _BASE_SUFFIXES):
+        state = path.stat()
+        summary.update(f"{path.name} {_sha256(path, state.st_size, state.st_mtime_ns)}\n".encode())
     return summary.hexdigest()
+
+
+@cache
+def _sha256(path: Path, size_bytes: int, mtime_ns: int) -> str:
+    """SHA-256 (hex) of a file, which is read again only where its size or time of change is another."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

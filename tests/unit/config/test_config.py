@@ -141,6 +141,8 @@ def test_a_wrong_value_is_named_with_what_was_expected(override: str, message: s
         (b"- a\n- b", "expected a mapping"),
         (b"preset: tinny", "preset 'tinny' is not known"),
         (b"preset: 5", "preset 5 is not known"),
+        (b"preset: [tiny]", r"preset \['tiny'\] is not known"),
+        (b"preset: {tiny: 1}", "preset .* is not known"),
         (b"preset: run.yaml", "preset 'run.yaml' is not known"),
         (b"5: 6", "unknown configuration key '5'"),
     ],
@@ -168,8 +170,16 @@ def test_the_public_key_is_refused_as_soon_as_a_real_source_is_named() -> None:
 
 
 def test_a_key_can_only_be_named_and_never_written_into_the_configuration() -> None:
-    with pytest.raises(ConfigError, match=r"data\.deidentify\.key_ref"):
-        load_run("tiny", ["data.deidentify.key_ref=0123456789abcdef"])
+    for override in (
+        "data.deidentify.key_ref=MySecret",
+        "data.deidentify.key_ref=[MySecret]",
+        "serve.api_keys_ref=MySecret",
+        "data.deidentify.key_ref MySecret",
+        "data.deidentify.key_ref:MySecret",
+    ):
+        with pytest.raises(ConfigError, match=r"deidentify\.key_ref|serve\.api_keys_ref") as refused:
+            load_run("tiny", [override])
+        assert "MySecret" not in str(refused.value)
 
 
 def test_a_configuration_cannot_be_changed_and_merging_checks_again() -> None:
@@ -225,3 +235,7 @@ def test_a_secret_comes_from_its_reference_and_is_never_in_an_error(
     for reference in ("env:TEST_KEY", "env:TEST_KEY_THAT_IS_NOT_SET", f"file:{tmp_path / 'none'}"):
         with pytest.raises(ConfigError, match=reference):
             secret(reference)
+    (tmp_path / "binary").write_bytes(b"\xffsesame\xfe")
+    with pytest.raises(ConfigError, match="not a text file") as refused:
+        secret(f"file:{tmp_path / 'binary'}")
+    assert "sesame" not in str(refused.value) and refused.value.__cause__ is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +20,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.phantom import PhantomStudy, synthesize_study
 from echoray.data.phantom.dicom import image_dataset, report_dataset, to_bytes
-from echoray.data.sources.dicom import (
-    StudyFiles,
-    key_frames,
-    list_studies,
-    package_samples,
-    read_regions,
-    read_report,
-    read_studies,
-    to_rgb,
-)
-from echoray.errors import InputDataError
+from echoray.data.sources.dicom import key_frames, read_regions, read_report, read_study, to_rgb
+from echoray.data.sources.index import StudyFiles, group_studies, list_source, read_header
+from echoray.data.sources.samples import DEID_DATA, PYDICOM_DATA, package_samples
 from echoray.storage import open_store
 from echoray.types import Rejection, Study
 
@@ -41,10 +36,19 @@ def shipped(name: str) -> Path:
 
 
 def read_folder(folder: Path, max_frames: int = 8) -> tuple[list[Study], list[Rejection]]:
-    """All files below ``folder`` as one group."""
-    store = open_store(str(folder))
-    files = StudyFiles(store, tuple(store.list()), "dicom")
-    return read_studies(files, key=KEY, language="en", max_frames=max_frames)
+    """The studies below ``folder`` and what became of all other files."""
+    studies: list[Study] = []
+    rejections: list[Rejection] = []
+    for files in indexed(folder):
+        study, rejected = read_study(files, key=KEY, language="en", max_frames=max_frames)
+        studies += [study] if study is not None else []
+        rejections += rejected
+    return studies, rejections
+
+
+def indexed(folder: Path) -> list[StudyFiles]:
+    files = list_source(open_store(str(folder)), "dicom").files
+    return group_studies(files, [read_header(file) for file in files])
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +83,23 @@ def grey(pixels: np.ndarray, photometric: str, **values: object) -> Dataset:
 
 
 def test_every_package_sample_is_rgb_of_its_own_size_with_its_colours() -> None:
-    shown = {}
-    for path in package_samples():
-        dataset = pydicom.dcmread(path)
-        pixels = to_rgb(dataset)
-        assert pixels.dtype == np.uint8 and pixels.shape == (1, dataset.Rows, dataset.Columns, 3), path.name
-        assert pixels.min() == 0 and pixels.max() > 200, path.name
-        shown[path.name] = pixels[0].astype(int)
-    assert len(shown) == 7
+    shown, cines = {}, []
+    for sample in package_samples():
+        content = sample.read_bytes()
+        assert len(content) == sample.size_bytes, sample.name
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        chosen = key_frames(dataset, 3)
+        pixels = to_rgb(dataset, chosen)
+        assert pixels.dtype == np.uint8, sample.name
+        assert pixels.shape == (len(chosen), dataset.Rows, dataset.Columns, 3), sample.name
+        assert pixels.min() == 0 and pixels.max() > 200, sample.name
+        shown[sample.name] = pixels[0].astype(int)
+        if len(chosen) == 3:
+            cines.append(sample.name)
+            assert (pixels[0] != pixels[2]).any(), sample.name
+    more = find_spec("deid_data") is not None
+    assert len(shown) == len(PYDICOM_DATA) + more * len(DEID_DATA)
+    assert sorted(cines) == more * ["GREYSCALE_CINE.dcm", "RGB_CINE.dcm", "ultrasound-multiframe.dcm"]
     raw = shown["US1_UNCR.dcm"]
     spread = raw.max(axis=-1) - raw.min(axis=-1)
     assert 0.02 < (spread > 100).mean() < 0.5  # the power Doppler is coloured, the tissue is grey
@@ -99,19 +112,22 @@ def test_every_package_sample_is_rgb_of_its_own_size_with_its_colours() -> None:
 
 
 def test_uncompressed_ybr_is_the_same_picture_as_its_rgb_twin() -> None:
-    rgb = to_rgb(pydicom.dcmread(shipped("SC_rgb.dcm"))).astype(int)
+    rgb = to_rgb(pydicom.dcmread(shipped("SC_rgb.dcm")), [0]).astype(int)
     for name in ("SC_ybr_full_uncompressed.dcm", "SC_ybr_full_422_uncompressed.dcm"):
-        assert np.abs(to_rgb(pydicom.dcmread(shipped(name))) - rgb).mean() < 6, name
+        assert np.abs(to_rgb(pydicom.dcmread(shipped(name)), [0]) - rgb).mean() < 6, name
 
 
 def test_key_frames_are_the_named_one_or_an_even_sample() -> None:
-    assert to_rgb(pydicom.dcmread(shipped("examples_ybr_color.dcm"))).shape == (30, 240, 320, 3)
+    coloured = pydicom.dcmread(shipped("examples_ybr_color.dcm"))  # RLE, 30 frames
+    assert to_rgb(coloured, [3, 29]).shape == (2, 240, 320, 3)
+    assert np.array_equal(to_rgb(coloured, range(30))[[3, 29]], to_rgb(coloured, [3, 29]))
     levels = np.arange(30, dtype=np.uint8)  # each frame is as bright as its number
     dataset = grey(np.broadcast_to(levels[:, None, None], (30, 8, 8)), "MONOCHROME2")
-    cine = to_rgb(dataset)
 
-    def chosen(max_frames: int) -> list[int]:
-        return [int(frame.pixels[0, 0, 0]) for frame in key_frames(dataset, cine, max_frames)]
+    def chosen(limit: int) -> list[int]:
+        places = key_frames(dataset, limit)
+        assert to_rgb(dataset, places)[:, 0, 0, 0].tolist() == places
+        return places
 
     assert chosen(4) == [0, 10, 19, 29]
     assert chosen(1) == [0]
@@ -124,16 +140,16 @@ def test_key_frames_are_the_named_one_or_an_even_sample() -> None:
 
 def test_sixteen_bits_and_inverted_grey_keep_the_order_of_brightness() -> None:
     ramp = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
-    picture = to_rgb(grey(ramp, "MONOCHROME2"))
+    picture = to_rgb(grey(ramp, "MONOCHROME2"), [0])
     assert picture.shape == (1, 64, 64, 3) and picture.dtype == np.uint8
     assert (picture.min(), picture.max()) == (0, 255)
     assert (np.diff(picture[0, ..., 0].ravel().astype(int)) >= 0).all()
-    windowed = to_rgb(grey(ramp, "MONOCHROME2", WindowCenter=32768, WindowWidth=1000))
+    windowed = to_rgb(grey(ramp, "MONOCHROME2", WindowCenter=32768, WindowWidth=1000), [0])
     assert np.isin(windowed, (0, 255)).mean() > 0.97
-    assert np.array_equal(to_rgb(grey(ramp, "MONOCHROME1")), 255 - picture)
+    assert np.array_equal(to_rgb(grey(ramp, "MONOCHROME1"), [0]), 255 - picture)
     dark = np.full((3, 16, 16), 40, np.uint8)
     dark[:, :4] = 10
-    inverted = to_rgb(grey(dark, "MONOCHROME1"))
+    inverted = to_rgb(grey(dark, "MONOCHROME1"), range(3))
     assert inverted.shape == (3, 16, 16, 3)
     assert (inverted[:, :4] == 245).all() and (inverted[:, 4:] == 215).all()
 
@@ -162,7 +178,7 @@ def test_a_phantom_study_comes_back_with_its_pixels_regions_report_and_pseudonym
     assert set(study.truth.patient.strings()) <= set(found.identifiers)
 
 
-def test_the_frames_of_several_files_come_in_instance_order_up_to_the_limit(tmp_path: Path) -> None:
+def test_the_frames_of_several_files_come_in_instance_order(tmp_path: Path) -> None:
     for instance, level in ((10, 200), (2, 100), (1, 50)):
         values = np.full((16, 16), level, np.uint8)
         values[:4] = 0
@@ -170,8 +186,27 @@ def test_the_frames_of_several_files_come_in_instance_order_up_to_the_limit(tmp_
         (tmp_path / f"{instance}.dcm").write_bytes(to_bytes(dataset))
     (found,), _ = read_folder(tmp_path)
     assert [int(frame.pixels.max()) for frame in found.frames] == [50, 100, 200]
+
+
+def test_of_long_cines_only_a_small_multiple_of_what_is_kept_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = np.arange(200, dtype=np.uint8)
+    for number in range(2):
+        cine = np.broadcast_to(levels[:, None, None], (200, 8, 8)) // (number + 1)
+        dataset = grey(cine, "MONOCHROME2", InstanceNumber=number)
+        (tmp_path / f"{number}.dcm").write_bytes(to_bytes(dataset))
+    decoded: list[int] = []
+    original = pydicom.pixels.iter_pixels
+
+    def spy(source: Dataset, indices: list[int]) -> Iterator[np.ndarray]:
+        decoded.extend(indices)
+        return original(source, indices=indices)
+
+    monkeypatch.setattr(pydicom.pixels, "iter_pixels", spy)
     (found,), _ = read_folder(tmp_path, max_frames=2)
-    assert [int(frame.pixels.max()) for frame in found.frames] == [50, 100]
+    assert decoded == [0, 100, 199, 0, 100, 199]  # three for each that is kept, shared out among the files
+    assert [int(frame.pixels.max()) for frame in found.frames] == [0, 100, 199, 0, 50, 99]
 
 
 def test_files_without_a_study_uid_are_not_taken_for_one_study(tmp_path: Path) -> None:
@@ -206,6 +241,9 @@ def test_regions_are_cut_to_the_frame_and_one_without_area_is_refused(study: Pha
         read_regions(image)
 
 
+DANGLING = b"a link to nowhere"
+
+
 def bad_files(study: PhantomStudy) -> dict[str, tuple[bytes, str]]:
     """Content and expected reason by name; the names hold the patient's."""
     name = study.truth.patient.patient.name
@@ -225,6 +263,7 @@ def bad_files(study: PhantomStudy) -> dict[str, tuple[bytes, str]]:
         f"{name}/ct.dcm": (to_bytes(other), "not_ultrasound"),
         f"{name}/region.dcm": (to_bytes(image), "malformed"),
         f"{name}/real-ct.dcm": (shipped("CT_small.dcm").read_bytes(), "not_ultrasound"),
+        f"{name}/gone.dcm": (DANGLING, "unreadable_file"),
     }
 
 
@@ -235,14 +274,16 @@ def test_bad_files_become_rejections_that_name_neither_path_nor_patient(
     for name, (content, _) in files.items():
         target = tmp_path / name
         target.parent.mkdir(exist_ok=True)
-        target.write_bytes(content)
+        if content is DANGLING:
+            target.symlink_to(tmp_path / "nowhere")
+        else:
+            target.write_bytes(content)
     studies, rejections = read_folder(tmp_path)
     assert not studies
-    store = open_store(str(tmp_path))
     reasons = {one.record: one.reason for one in rejections}
     assert len(reasons) == len(rejections) == len(files)
     for name, (_, reason) in files.items():
-        got = reasons[keyed_hash(KEY, store.uri(name))]
+        got = reasons[keyed_hash(KEY, f"dicom-0/{name}")]
         assert got == reason or (not reason and got in ("not_dicom", "not_ultrasound")), name
     told = json.dumps([asdict(one) for one in rejections])
     for word in (
@@ -296,23 +337,12 @@ def test_files_damaged_anywhere_never_raise_and_are_all_accounted_for(
                 damaged[place] = int(rng.integers(256))
             (tmp_path / f"{count:03d}.dcm").write_bytes(bytes(damaged))
             count += 1
-    store = open_store(str(tmp_path))
     outcomes = {"study": 0, "rejection": 0}
-    for path in store.list():
-        files = StudyFiles(store, (path,), "dicom")
-        studies, rejections = read_studies(files, key=KEY, language="en", max_frames=8)
-        assert len(studies) + len(rejections) == 1
-        outcomes["study"] += len(studies)
+    files = list_source(open_store(str(tmp_path)), "dicom").files
+    for file in files:
+        (group,) = group_studies([file], [read_header(file)])  # alone: most still have one UID
+        study, rejections = read_study(group, key=KEY, language="en", max_frames=8)
+        assert (study is not None) + len(rejections) == 1
+        outcomes["study"] += study is not None
         outcomes["rejection"] += len(rejections)
     assert min(outcomes.values()) > 30 and sum(outcomes.values()) == count == 240
-
-
-def test_folders_are_listed_in_order_without_the_corpus_truth(tmp_path: Path) -> None:
-    for name in ("b/2.dcm", "a/1.dcm", "a/0.dcm", "truth.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    found = list_studies(open_store(str(tmp_path)), "dicom")
-    assert [one.paths for one in found] == [("a/0.dcm", "a/1.dcm"), ("b/2.dcm",)]
-    (tmp_path / "none").mkdir()
-    with pytest.raises(InputDataError, match="expected DICOM files"):
-        list_studies(open_store(str(tmp_path / "none")), "dicom")

@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
 from echoray.config import DataConfig
 from echoray.config.data import PhantomConfig
-from echoray.data.deidentify.pixels import RapidTextReader
+from echoray.data.deidentify import Deidentifier
+from echoray.data.deidentify.pixels import RapidTextReader, ReadText
 from echoray.data.ledger import LEDGER_FILE, QUARANTINE_FILE, ledger_row, write_ledger
 from echoray.data.phantom import synthesize_study, write_corpus, write_study
-from echoray.data.prepare import STEPS, PrepareFolders
-from echoray.data.sources.dicom import StudyFiles, list_studies
+from echoray.data.phantom.dicom import report_dataset, to_bytes
+from echoray.data.prepare import STEPS, PrepareStudies
+from echoray.data.sources.index import PACKAGE, StudyFiles, group_studies, list_source, read_header
+from echoray.data.sources.samples import package_samples
 from echoray.data.split import leaked_patients, split_of
-from echoray.storage import open_store
-from echoray.types import Rejection
+from echoray.storage import Store, open_store
+from echoray.types import Box, Frame, Rejection
+from tests.unit.data.test_dicom_source import grey
 
 CONFIG = DataConfig.model_validate(
     {"deidentify": {"key_ref": "synthetic", "pixels": False}, "image_size_px": 56}
@@ -40,11 +45,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     return out, [json.loads(line) for line in (out / "truth.jsonl").read_text().splitlines()]
 
 
+def studies_of(store: Store, source: str) -> list[StudyFiles]:
+    files = list_source(store, source).files
+    return group_studies(files, [read_header(file) for file in files])
+
+
 @pytest.fixture(scope="module")
 def prepared(corpus: tuple[Path, list[dict[str, Any]]]) -> Prepared:
-    worker = PrepareFolders(CONFIG, b"key", seed=3)
+    worker = PrepareStudies(CONFIG, b"key", seed=3)
     rows, rejections, counts = [], [], Counter[str]()
-    for files in list_studies(open_store(str(corpus[0])), "phantom"):
+    for files in studies_of(open_store(str(corpus[0])), "corpus"):
         found = worker.prepare(files)
         rows += found[0]
         rejections += found[1]
@@ -66,7 +76,10 @@ def test_every_step_reconciles_and_every_fault_is_quarantined_under_its_name(
     assert by_step["studies"].quarantined["no_report"] == faults["no_report"]
     # Without a usable image: what was corrupt (and still has its report), and what showed two regions.
     assert by_step["studies"].quarantined["no_image"] == faults["corrupt"] + faults["multi_region"]
-    assert by_step["deidentify"].records_in == by_step["deidentify"].records_out == len(rows) == faults[None]
+    # Whatever was read goes through de-identification, whether its study is of use in the end or not.
+    assert STEPS == ("read", "frames", "deidentify", "studies")
+    assert by_step["deidentify"].records_in == by_step["studies"].records_in == len(truths)
+    assert by_step["studies"].records_out == len(rows) == faults[None]
     store = open_store(str(tmp_path))
     write_ledger(store, "prepared", ledger, rejections)
     written = json.loads(store.read_bytes(f"prepared/{LEDGER_FILE}"))
@@ -135,8 +148,7 @@ def test_no_row_rejection_or_count_names_anyone(
 def test_the_pictures_of_a_row_name_nobody(tmp_path: Path) -> None:
     study = synthesize_study(1, seed=11, language="en", width=640, height=480)
     write_study(study, tmp_path)
-    store = open_store(str(tmp_path))
-    files = {"folder": {"store": store, "paths": tuple(store.list()), "source": "phantom"}}
+    (files,) = studies_of(open_store(str(tmp_path)), "corpus")
     texts: dict[bool, str] = {}
     for pixels in (True, False):
         config = CONFIG.model_copy(
@@ -145,7 +157,7 @@ def test_the_pictures_of_a_row_name_nobody(tmp_path: Path) -> None:
                 "deidentify": CONFIG.deidentify.model_copy(update={"pixels": pixels}),
             }
         )
-        row = PrepareFolders(config, b"key", seed=3)(files)
+        row = PrepareStudies(config, b"key", seed=3)({"study": vars(files)})
         reader = RapidTextReader()
         seen = [np.asarray(Image.open(io.BytesIO(one))) for one in row["studies"][0]["images"]]
         texts[pixels] = (
@@ -159,8 +171,121 @@ def test_the_pictures_of_a_row_name_nobody(tmp_path: Path) -> None:
 
 
 def test_the_row_function_takes_what_ray_data_hands_it(corpus: tuple[Path, list[dict[str, Any]]]) -> None:
-    files: StudyFiles = list_studies(open_store(str(corpus[0])), "phantom")[0]
-    row = {"folder": {"store": files.store, "paths": list(files.paths), "source": files.source}}
-    out = PrepareFolders(CONFIG, b"key", seed=3)(row)
-    assert json.loads(out["counts"])["read_in"] == len(files.paths)
-    assert [one["source"] for one in out["studies"]] == ["phantom"]
+    files = studies_of(open_store(str(corpus[0])), "corpus")[0]
+    row = {"study": {**vars(files), "files": list(files.files)}}
+    out = PrepareStudies(CONFIG, b"key", seed=3)(row)
+    assert json.loads(out["counts"])["read_in"] == len(files.files)
+    assert [one["source"] for one in out["studies"]] == ["corpus"]
+
+
+class Watching:
+    """A reader that finds one name in each frame."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def read(self, pixels_HW3: np.ndarray) -> list[ReadText]:
+        self.shapes.append(pixels_HW3.shape)
+        return [ReadText(Box(5, 5, 100, 20), "Grace Okafor", 0.9)]
+
+
+def test_real_package_files_take_the_same_path_through_deidentification(tmp_path: Path) -> None:
+    samples = package_samples()
+    assert len(samples) >= 7
+    store = open_store(str(tmp_path))
+    for sample in samples:
+        store.write_bytes(f"{PACKAGE}/{sample.name}", sample.read_bytes())
+    config = CONFIG.model_copy(update={"max_frames": 2})
+    worker, reader, counts = PrepareStudies(config, b"key", seed=3), Watching(), Counter[str]()
+    worker.deidentifier = Deidentifier(reader=reader)
+    rejections = []
+    for files in studies_of(store, "corpus"):
+        assert len(files.files) == 1
+        rows, rejected, counted = worker.prepare(files)
+        assert not rows
+        rejections += rejected
+        counts.update(counted)
+    for step in STEPS:
+        ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections)
+    assert counts["read_in"] == counts["deidentify_out"] == counts["studies_in"] == len(samples)
+    assert Counter(one.reason for one in rejections if one.step == "studies") == {"no_report": len(samples)}
+    assert len(reader.shapes) == counts["frames_out"] > 0
+    used = len(samples) - len({one.record[:64] for one in rejections if one.reason == "multi_region"})
+    assert used <= counts["frames_out"] <= 2 * used  # at least a frame of each, and never more than two
+
+
+def test_a_real_file_with_a_report_becomes_a_row_without_its_burned_in_hospital(tmp_path: Path) -> None:
+    (sample,) = [one for one in package_samples() if one.name == "US1_UNCR.dcm"]
+    header = pydicom.dcmread(io.BytesIO(sample.read_bytes()))
+    report = report_dataset(synthesize_study(0, seed=11, language="en", width=320, height=240), [header])
+    report.StudyInstanceUID, report.PatientID = header.StudyInstanceUID, header.PatientID
+    store = open_store(str(tmp_path))
+    store.write_bytes("series-1/image.dcm", sample.read_bytes())
+    store.write_bytes("series-2/report.dcm", to_bytes(report))
+    (files,) = studies_of(store, "dicom")
+    config = CONFIG.model_copy(
+        update={"image_size_px": 644, "deidentify": CONFIG.deidentify.model_copy(update={"pixels": True})}
+    )
+    (row,), _, _ = PrepareStudies(config, b"key", seed=3).prepare(files)
+    reader = RapidTextReader()
+    (pixels,) = [np.asarray(Image.open(io.BytesIO(one))) for one in row["images"]]
+    text = "".join(one.text for one in reader.read(pixels)).upper().replace(" ", "")
+    assert "BAPTIST" not in text and "20904" not in text
+    assert "LYMPH" in text
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (8, 9)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+
+
+def prepare_cine(folder: Path, frames: list[np.ndarray], max_frames: int) -> tuple[Prepared, list[float]]:
+    """One study of one file, and the mean levels of the frames that reached de-identification."""
+    dataset = grey(np.stack(frames), "MONOCHROME2", StudyDescription="liver")
+    (folder / "cine.dcm").write_bytes(to_bytes(dataset))
+    worker = PrepareStudies(CONFIG.model_copy(update={"max_frames": max_frames}), b"key", seed=3)
+    seen: list[float] = []
+    clean = worker.deidentifier.clean_frame
+
+    def spy(frame: Frame, identifiers: tuple[str, ...]) -> Frame:
+        seen.append(float(frame.pixels.mean()))
+        return clean(frame, identifiers)
+
+    worker.deidentifier.clean_frame = spy  # type: ignore[method-assign]
+    (files,) = studies_of(open_store(str(folder)), "dicom")
+    rows, rejections, counts = worker.prepare(files)
+    return (rows, rejections, Counter(counts)), seen
+
+
+def test_blank_and_repeated_frames_take_no_place_of_good_ones(tmp_path: Path) -> None:
+    blank, good, other = np.zeros((64, 72), np.uint8), picture(1), picture(2)
+    (_, rejections, counts), seen = prepare_cine(tmp_path, [blank, blank, good, other], 2)
+    assert seen == [good.mean(), other.mean()]
+    assert [(one.step, one.reason) for one in rejections] == [
+        ("frames", "blank"), ("frames", "blank"), ("studies", "no_report")
+    ]  # fmt: skip
+    assert (counts["frames_in"], counts["frames_out"]) == (4, 2)
+    (_, rejections, _), seen = prepare_cine(tmp_path, [good, good, good, other], 2)
+    assert seen == [good.mean(), other.mean()]
+    assert Counter(one.reason for one in rejections)["duplicate"] == 2
+
+
+def test_frames_beyond_the_limit_are_counted_and_the_kept_ones_are_spread(tmp_path: Path) -> None:
+    frames = [picture(seed) for seed in range(5)]
+    (_, rejections, counts), seen = prepare_cine(tmp_path, frames, 3)
+    assert seen == [frames[place].mean() for place in (0, 2, 4)]
+    cut = [one for one in rejections if one.reason == "beyond_max_frames"]
+    assert [one.record.rpartition("/")[2] for one in cut] == ["1", "3"]
+    assert (counts["frames_in"], counts["frames_out"]) == (5, 3)
+    ledger_row("frames", 5, 3, rejections)
+
+
+def test_quarantine_names_are_the_same_wherever_the_source_lies(tmp_path: Path) -> None:
+    names = []
+    for place in ("here", "far/away"):
+        folder = tmp_path / place / "Okafor Grace"
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text("note")
+        (files,) = studies_of(open_store(str(tmp_path / place)), "dicom")
+        _, (rejection,), _ = PrepareStudies(CONFIG, b"key", seed=3).prepare(files)
+        names.append(rejection.record)
+    assert names[0] == names[1] and re.fullmatch("[0-9a-f]{64}", names[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from echoray.data.phantom import synthesize_study
 from echoray.data.quality import frame_rejection, perceptual_hash, scan_regions, study_rejection
-from echoray.data.sources.dicom import package_samples, read_regions
+from echoray.data.sources.dicom import read_regions
+from echoray.data.sources.samples import package_samples
 from echoray.types import Box, Frame, Region, Report, Study
 
 SIZE = {"width": 640, "height": 480}
@@ -45,9 +47,10 @@ def test_two_views_beside_each_other_are_rejected_and_parts_of_one_are_not(
 
 def test_regions_of_real_files_are_counted_as_a_reader_would() -> None:
     views = {}
-    for path in package_samples():
-        regions = read_regions(pydicom.dcmread(path))
-        views[path.name] = (len(regions), len(scan_regions(Frame(NOISE, regions))))
+    for sample in package_samples():
+        header = pydicom.dcmread(io.BytesIO(sample.read_bytes()), stop_before_pixels=True)
+        regions = read_regions(header)
+        views[sample.name] = (len(regions), len(scan_regions(Frame(NOISE, regions))))
     assert views["OBXXXX1A.dcm"] == (2, 1)  # tissue and a physio trace
     assert views["gdcm-US-ALOKA-16.dcm"] == (3, 2)  # two views and a grey bar
     assert views["JPGLosslessP14SV1_1s_1f_8b.dcm"] == (1, 1)

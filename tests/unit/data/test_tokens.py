@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import IO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from echoray.config import DataConfig
 from echoray.data.batch import IGNORE, patchify
 from echoray.data.conversations import SYSTEM_PROMPT
-from echoray.data.tokens import IMAGE_PAD, ConversationTokenizer
+from echoray.data.tokens import IMAGE_PAD, ConversationTokenizer, TokenizeStudies, study_ranges
 from echoray.model.base import WEIGHTS
-from echoray.types import Conversation, Language
+from echoray.storage import Store, open_store
+from echoray.types import ArtifactRef, Conversation, Language
 
 SPOKEN: dict[Language, tuple[str, str]] = {
     "en": ("Write the ultrasound report for these images.", "An anechoic cyst of 12.3 x 8.1 mm.\nCyst."),
@@ -62,6 +68,37 @@ def test_a_shard_row_equals_the_inputs_of_transformers_processor(
     pad = processor.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     assert row["input_ids"].count(pad) == num_images * (side_px // 28) ** 2
     assert row["num_tokens"] == len(row["input_ids"]) == len(row["labels"])
+
+
+def test_a_part_file_is_read_once_for_all_its_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, studies = open_store(str(tmp_path)), ArtifactRef("studies", "few", "0" * 64)
+    image = png(pictures(1, 56)[0])
+    for part in range(2):
+        rows = [
+            {
+                **{"study_hash": f"{part}{number}", "patient_key": "p", "system": "liver", "language": "en"},
+                **{"findings": f"Cyst {part}{number}.", "impression": "Cyst.", "source": "dicom"},
+                **{"images": [image], "split": "train"},
+            }
+            for number in range(5)
+        ]
+        target = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), target)
+        store.write_bytes(f"{studies.path}/part-{part:05d}.parquet", target.getvalue())
+    work = list(study_ranges(store, studies, 2))
+    assert len(work) == 6
+    opened: list[str] = []
+    original = Store.open
+
+    def spy(self: Store, path: str) -> IO[bytes]:
+        opened.append(path)
+        return original(self, path)
+
+    monkeypatch.setattr(Store, "open", spy)
+    worker = TokenizeStudies(store, WEIGHTS, DataConfig(image_size_px=56, vqa_per_study=0), seed=0)
+    made = [example["study_hash"] for one in work for example in worker(one)["examples"]]
+    assert list(dict.fromkeys(made)) == [f"{part}{number}" for part in range(2) for number in range(5)]
+    assert opened == [f"{studies.path}/part-{part:05d}.parquet" for part in range(2)]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -17,7 +17,7 @@ from echoray.config import RunConfig, load_run
 from echoray.errors import ConfigError, RegistryError
 from echoray.registry import champion, promote, register, rollback
 from echoray.registry import versions as versions_module
-from echoray.registry.server import DATABASE, registry_client
+from echoray.registry.server import DATABASE, registry_client, without_userinfo
 from echoray.storage import store_of
 from echoray.types import ArtifactRef
 
@@ -189,6 +189,41 @@ def test_an_unreachable_server_is_named_within_seconds() -> None:
     settings = {"workspace": "s3://bucket/x", "registry": {"tracking_uri": "http://127.0.0.1:9"}}
     with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"):
         champion(load_run("tiny").merged(settings))
+
+
+CREDENTIALS = "ann:s3cr3t%2F@"
+
+
+@pytest.mark.parametrize(
+    ("workspace", "uri", "error"),
+    [
+        ("s3://bucket/x", "http://{}127.0.0.1:9", RegistryError),
+        ("s3://bucket/x", "nosuch+db://{}127.0.0.1:9/mlflow", RegistryError),
+        ("local", "http://{}127.0.0.1:9", ConfigError),
+    ],
+)
+def test_credentials_in_the_tracking_uri_are_in_no_message(
+    workspace: str, uri: str, error: type[Exception], tmp_path: Path
+) -> None:
+    workspace = str(tmp_path) if workspace == "local" else workspace
+    settings = {"workspace": workspace, "registry": {"tracking_uri": uri.format(CREDENTIALS)}}
+    with pytest.raises(error) as raised:
+        champion(load_run("tiny").merged(settings))
+    assert "ann" not in str(raised.value) and "s3cr3t" not in str(raised.value)
+    assert uri.format("") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql://ann:p@ss@db:5432/x failed", "at postgresql://db:5432/x failed"),
+        ("http://ann@host and https://b:c@other/p", "http://host and https://other/p"),
+        ("write to ops@site.org about http://host/a@b", "write to ops@site.org about http://host/a@b"),
+        ("sqlite:////work/a@b/mlflow.db", "sqlite:////work/a@b/mlflow.db"),
+    ],
+)
+def test_only_userinfo_is_taken_out_of_a_uri(text: str, shown: str) -> None:
+    assert without_userinfo(text) == shown
 
 
 def test_a_damaged_database_is_named_with_what_to_do(tmp_path: Path) -> None:

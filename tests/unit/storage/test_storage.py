@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from echoray.config import load_run
 from echoray.errors import ConfigError, StorageError
@@ -116,3 +119,60 @@ def test_the_store_of_a_run_has_the_runs_endpoint() -> None:
         "storage": {"endpoint_url": "http://minio:9000", "region": "eu"},
     }
     assert store_of(load_run("tiny").merged(settings)) == Store("s3://bucket/x", "http://minio:9000", "eu")
+
+
+class ConditionalPuts:
+    """An S3 filesystem whose server answers each put with an error code (and a message), or takes it."""
+
+    protocol = ("s3", "s3a")
+
+    def __init__(self, *answers: str | None) -> None:
+        self.answers = list(answers)
+
+    def call_s3(self, *_: object, **__: object) -> None:
+        answer = self.answers.pop(0)
+        if answer:
+            error = {"Code": answer, "Message": "request 7F409A-412-PreconditionFailed"}
+            raise translate_boto_error(ClientError({"Error": error}, "PutObject"))  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def put(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    def conditional(*answers: str | None) -> bool:
+        server = ConditionalPuts(*answers)
+        monkeypatch.setattr(Store, "filesystem", lambda _: server)
+        monkeypatch.setattr("time.sleep", lambda _: None)
+        written = open_store("s3://bucket/x").write_bytes("one", b"1", if_absent=True)
+        assert not server.answers
+        return written
+
+    return conditional
+
+
+@pytest.mark.parametrize(
+    ("answers", "written"),
+    [
+        ([None], True),
+        (["PreconditionFailed"], False),
+        (["412"], False),
+        (["ConditionalRequestConflict", "409", None], True),
+        (["ConditionalRequestConflict", "PreconditionFailed"], False),
+    ],
+)
+def test_the_servers_error_code_says_whether_another_writer_was_first(
+    put: Callable[..., bool], answers: list[str | None], written: bool
+) -> None:
+    assert put(*answers) is written
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "SlowDown", "NotImplemented", "InternalError", "Other"])
+def test_another_error_of_a_conditional_write_is_never_taken_for_another_writer(
+    put: Callable[..., bool], code: str
+) -> None:
+    with pytest.raises(StorageError, match="permission denied" if code == "AccessDenied" else "7F409A"):
+        put(code)
+
+
+def test_a_conflict_that_does_not_end_is_an_error(put: Callable[..., bool]) -> None:
+    with pytest.raises(StorageError, match="bucket/x/one"):
+        put(*["ConditionalRequestConflict"] * 6)

@@ -149,9 +149,10 @@ def test_a_dense_model_has_nothing_to_train_in_stage_one(steps_of: Steps, tiny_r
 def test_going_on_from_a_checkpoint_equals_never_stopping(
     steps_of: Steps, tiny_run: RunConfig, tmp_path: Path, stage: str
 ) -> None:
-    engine, straight = steps_of(tiny_run, stage, num=4)
-    steps_of(tiny_run, stage, num=2, save=tmp_path)
-    resumed_engine, resumed = steps_of(tiny_run, stage, num=2, resume=tmp_path)
+    run = changed(tiny_run, **{stage: {"warmup_ratio": 0.4}})
+    engine, straight = steps_of(run, stage, num=6)
+    steps_of(run, stage, num=2, save=tmp_path)  # in the warm-up
+    resumed_engine, resumed = steps_of(run, stage, num=4, resume=tmp_path)
     timeless = [[{**row, "tokens_per_s": 0} for row in rows] for rows in (straight, resumed)]
     assert timeless[0] == timeless[1]
     expected = weights(engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -46,6 +47,12 @@ class Rules:
     def allowed(self, text: str) -> str | None:
         """The category for which ``text`` may stay, or None."""
         return _first(self.allow, text.strip())
+
+
+def rules_digest() -> str:
+    """SHA-256 (hex) of the rule files' text: other rules make other studies."""
+    texts = (files(__package__).joinpath(f"{language}.yaml").read_bytes() for language in LANGUAGES)
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
 
 @cache
