@@ -13,6 +13,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "image_size_px": 168,
             "max_frames": 2,
             "max_length_tokens": 512,
+            "vqa_per_study": 1,
         },
         "model": {
             "base": "embedded",
@@ -24,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train": {
             "align": {
                 "learning_rate": 4e-3,
-                "epochs": 6,
+                "epochs": 7,
                 "global_batch_size": 8,
                 "checkpoint_every_steps": 100,
             },

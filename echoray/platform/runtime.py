@@ -22,6 +22,9 @@ _DRIVER_ENV = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
+    # Which weights are new after upcycling is checked by our own loader; transformers' report of it is noise.
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 # What the workers of a local instance inherit. A cluster's workers have the environment of their pod
 # template, past which Ray Train would carry some of these: they are not set for a cluster.
@@ -46,6 +49,8 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     the address "auto" takes those. Raises EchoRayError where there is no Ray to be had.
     """
     environment = _DRIVER_ENV if cluster.ray_address else {**_DRIVER_ENV, **_LOCAL_ENV}
+    if not cluster.ray_address and not cluster.gpus_per_worker:
+        environment = {**environment, "DS_ACCELERATOR": "cpu"}  # DeepSpeed warns where it has to guess
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     quiet()

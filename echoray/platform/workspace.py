@@ -23,8 +23,8 @@ def locked_workspace(run: RunConfig) -> Iterator[Store]:
     """Hold the workspace for this process and check that there is room to write.
 
     On file:// a second process gets BusyError at once; the operating system frees the lock when the
-    holder dies. Object stores need no lock: artifacts are sealed with a conditional put, so that two
-    runs of the same configuration both end with the first one's artifact.
+    holder dies. Object stores have no lock: two runs of one configuration at once end with the artifact that
+    was sealed first, or with an error that says to run again (DECISIONS.md, 4).
     Raises StorageError where the folder cannot be made or less than 1 GiB is free, UsageError where the lock
     is another user's.
     """

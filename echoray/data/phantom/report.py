@@ -44,7 +44,9 @@ def compose_report(
     def say(variants: list[str], fields: dict[str, Any]) -> str:
         return variants[int(rng.integers(len(variants)))].format(**fields)
 
-    sentences = [say(variants, values) for variants in (phrases["technique"], *system["baseline"])]
+    # A report is headed by what was examined.
+    sentences = [system["examination"], say(phrases["technique"], values)]
+    sentences += [say(variants, values) for variants in system["baseline"]]
     sentences.append(say(kind["finding"], values))
     for sign in ("shadow", "enhancement"):
         if finding and getattr(finding, sign):

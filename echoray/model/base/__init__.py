@@ -45,7 +45,10 @@ def resolve_base(name: str) -> Path:
     """
     if name == EMBEDDED_BASE:
         return embedded_base()
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # ~user of nobody
+        folder = Path(name)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"model.base {name!r}: no config.json there",
