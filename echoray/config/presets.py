@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             },
             "finetune": {
                 "learning_rate": 3e-3,
-                "epochs": 3,
+                "epochs": 4,
                 "global_batch_size": 8,
                 "checkpoint_every_steps": 100,
             },

@@ -124,7 +124,7 @@ def test_a_version_points_to_the_artifact_and_names_figures_parameters_and_linea
     kinds = [one["path"].split("/")[0] for one in json.loads(version.tags["echoray.lineage"])]
     assert kinds == ["model", "checkpoint", "shards"]
     assert logged.metrics == {"report/average/rouge_l": 55.5, "report/system_accuracy": 0.95}
-    assert logged.params["train.align.learning_rate"] == "0.003"
+    assert logged.params["train.align.learning_rate"] == str(run.train.align.learning_rate)
     assert not [key for key in logged.params if "source" in key or "key_ref" in key or "workspace" in key]
 
 
