@@ -82,11 +82,13 @@ def doctor(
 
 def run_app() -> NoReturn:
     """Run the command line and leave with the right exit code; a user's mistake never shows a traceback."""
-    from echoray.platform.failures import terminated_like_interrupted
+    from echoray.platform.failures import INTERRUPTED, terminated_like_interrupted
 
     with terminated_like_interrupted():
         try:
             code = app(standalone_mode=False)
+            if code == INTERRUPTED.exit_code:  # typer swallows Ctrl-C and keeps only this
+                raise KeyboardInterrupt
             sys.exit(code if isinstance(code, int) else 0)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
