@@ -53,6 +53,7 @@ CHANGES: dict[str, Any] = {
         "image_size_px": 56,
         "shard_rows": 8,
         "num_workers": 1,
+        "vqa_per_study": 2,
     },
 }
 

@@ -32,10 +32,18 @@ SMALL = [
 
 
 def demo(workspace: Path, *more: str, timeout_s: float = 1500) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "echoray", "demo", "--workspace", str(workspace), *more]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout_s, check=False, env=marked(workspace)
+        demo_command(workspace, *more),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        env=marked(workspace),
     )
+
+
+def demo_command(workspace: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "echoray", "demo", "--workspace", str(workspace), *more]
 
 
 def marked(workspace: Path) -> dict[str, str]:
@@ -183,9 +191,12 @@ MOMENTS = (
 
 
 def start_demo(workspace: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "echoray", "demo", "--workspace", str(workspace), *SMALL, *more]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=marked(workspace)
+        demo_command(workspace, *SMALL, *more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=marked(workspace),
     )
 
 
@@ -197,7 +208,9 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
     raise AssertionError(f"{pattern!r} was never printed: {process.stderr.read()[-3000:]}")
 
 
-@pytest.mark.xfail(reason="known: SIGTERM in a Ray Data step ends with its executor's traceback", strict=False)
+@pytest.mark.xfail(
+    reason="known: SIGTERM in a Ray Data step ends with its executor's traceback", strict=False
+)
 def test_a_demo_interrupted_in_every_step_leaves_nothing_half_written_and_goes_on(tmp_path: Path) -> None:
     finished: dict[str, float] = {}
     for begun, signal_number in MOMENTS:
