@@ -195,7 +195,7 @@ def verify(store: Store, ref: ArtifactRef) -> None:
 
 def write_file(store: Store, path: str, name: str, content: bytes) -> str:
     """Write ``content`` as the file ``name`` of the folder ``path``; its sha256 (hex)."""
-    store.write_bytes(f"{path}/{name}".lstrip("/"), content)
+    store.write_bytes(f"{path}/{name}", content)
     return hashlib.sha256(content).hexdigest()
 
 

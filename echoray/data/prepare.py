@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from echoray.config import DataConfig, secret
 from echoray.config.data import SYNTHETIC_KEY
 from echoray.data.deidentify import Deidentifier
 from echoray.data.frames import model_picture
+from echoray.data.ledger import packed
 from echoray.data.quality import frame_rejection, perceptual_hash, study_rejection
 from echoray.data.sources.dicom import evenly, read_study
 from echoray.data.sources.index import StudyFiles
@@ -44,7 +45,7 @@ class PrepareStudies:
         studies, rejections, counts = self.prepare(StudyFiles(**row["study"]))
         return {
             "studies": studies,
-            "rejections": json.dumps([asdict(one) for one in rejections]),
+            "rejections": packed(rejections),
             "counts": json.dumps(counts),
         }
 

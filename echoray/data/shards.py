@@ -15,7 +15,7 @@ from echoray import artifacts
 from echoray.config import RunConfig, digest
 from echoray.data.batch import SCHEMA_KEY, SHARD_SCHEMA
 from echoray.data.deidentify.rules import rules_digest
-from echoray.data.ledger import ledger_row, write_ledger
+from echoray.data.ledger import ledger_row, unpacked, write_ledger
 from echoray.data.prepare import STEPS, PrepareStudies, deid_key
 from echoray.data.sources.index import (
     ARCHIVE,
@@ -31,7 +31,7 @@ from echoray.data.sources.index import (
 )
 from echoray.data.sources.samples import package_samples
 from echoray.data.split import leaked_patients
-from echoray.data.streaming import streamed
+from echoray.data.streaming import streamed, streamed_by_actors
 from echoray.data.tokens import FORMAT_FILES, TokenizeStudies, study_ranges
 from echoray.errors import ArtifactError, InputDataError
 from echoray.storage import Store, open_store, store_of
@@ -72,11 +72,10 @@ def make_corpus(run: RunConfig, progress: Progress) -> ArtifactRef:
     if artifacts.find(store, ref) is not None:
         return ref
     artifacts.clear(store, ref)
-    files = store.at(ref.path)
-    counts, digests = _write_phantom(run, files, progress)
+    counts, digests = _write_phantom(run, store.at(ref.path), progress)
     for sample in samples:
         name = f"{PACKAGE}/{sample.name}"
-        digests[name] = artifacts.write_file(files, "", name, sample.read_bytes())
+        digests[name] = artifacts.write_file(store, ref.path, name, sample.read_bytes())
     if not counts.get("num_studies") and not samples:
         raise InputDataError("the corpus is empty", hint="set data.source.phantom.num_studies above 0")
     counts["package_samples"] = len(samples)
@@ -139,7 +138,7 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
     rows, rejections, counts = _prepared(run, studies, key, progress)
     _refuse_leaks(rows)
     rows.sort(key=lambda one: str(one["study_hash"]))
-    digests = _write_parts(store.at(ref.path), "", rows, run.data.shard_rows)
+    digests = _write_parts(store, ref, "", rows, run.data.shard_rows)
     ledger = [ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections) for step in STEPS]
     digests |= write_ledger(store, ref.path, ledger, rejections)
     summary = {"studies": len(rows), "splits": dict(Counter(str(one["split"]) for one in rows))}
@@ -185,24 +184,19 @@ def _prepared(
     run: RunConfig, studies: list[StudyFiles], key: bytes, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[Rejection], Counter[str]]:
     """Rows of clean studies, rejections, and the counts of all steps; InputDataError where no row is left."""
-    from ray.data import ActorPoolStrategy
-
     rows: list[dict[str, Any]] = []
     rejections: list[Rejection] = []
     counts: Counter[str] = Counter()
-    found = streamed(
+    found = streamed_by_actors(
         [{"study": vars(one)} for one in studies],
         len(studies) // CORPUS_BATCH,
-        lambda dataset: dataset.map(
-            PrepareStudies,
-            fn_constructor_args=(run.data, key, run.seed),
-            compute=ActorPoolStrategy(size=run.data.num_workers),
-            num_cpus=1,
-        ),
+        PrepareStudies,
+        (run.data, key, run.seed),
+        num_workers=run.data.num_workers,
     )
     for number, row in enumerate(found, start=1):
         rows += row["studies"]
-        rejections += [Rejection(**one) for one in json.loads(row["rejections"])]
+        rejections += unpacked(row["rejections"])
         counts.update(json.loads(row["counts"]))
         progress("de-identified folders", number, len(studies))
     if not rows:
@@ -244,12 +238,12 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
     total = 0
     for made in _tokenized(run, store, studies, base, progress):
         total += made["conversations"]
-        rejections += [Rejection(**one) for one in json.loads(made["rejections"])]
+        rejections += unpacked(made["rejections"])
         for row in made["examples"]:
             rows[row.pop("split")].append(row)
     digests: dict[str, str] = {}
     for split, kept in rows.items():
-        digests |= _write_parts(store.at(ref.path), f"{split}/", kept, run.data.shard_rows)
+        digests |= _write_parts(store, ref, f"{split}/", kept, run.data.shard_rows)
     kept_count = sum(map(len, rows.values()))
     ledger = ledger_row("tokenize", total, kept_count, rejections)
     digests |= write_ledger(store, ref.path, [ledger], rejections)
@@ -261,27 +255,19 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
 def _tokenized(
     run: RunConfig, store: Store, studies: ArtifactRef, base: Path, progress: Progress
 ) -> Iterator[dict[str, Any]]:
-    from ray.data import ActorPoolStrategy
-
     work = list(study_ranges(store, studies, TOKENIZE_BATCH))
     total, done = sum(one["stop"] - one["start"] for one in work), 0
-    rows = streamed(
-        work,
-        len(work),
-        lambda dataset: dataset.map(
-            TokenizeStudies,
-            fn_constructor_args=(store, base, run.data, run.seed),
-            compute=ActorPoolStrategy(size=run.data.num_workers),
-            num_cpus=1,
-        ),
-    )
+    arguments = (store, base, run.data, run.seed)
+    rows = streamed_by_actors(work, len(work), TokenizeStudies, arguments, num_workers=run.data.num_workers)
     for one, row in zip(work, rows, strict=True):
         done += one["stop"] - one["start"]
         progress("tokenized studies", done, total)
         yield row
 
 
-def _write_parts(files: Store, prefix: str, rows: list[dict[str, Any]], shard_rows: int) -> dict[str, str]:
+def _write_parts(
+    store: Store, ref: ArtifactRef, prefix: str, rows: list[dict[str, Any]], shard_rows: int
+) -> dict[str, str]:
     """Write ``rows`` as Parquet parts whose names begin with ``prefix``; sha256 by name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -292,7 +278,7 @@ def _write_parts(files: Store, prefix: str, rows: list[dict[str, Any]], shard_ro
         target = io.BytesIO()
         pq.write_table(_typed(table), target, compression="zstd")
         name = f"{prefix}part-{number:05d}.parquet"
-        digests[name] = artifacts.write_file(files, "", name, target.getvalue())
+        digests[name] = artifacts.write_file(store, ref.path, name, target.getvalue())
     return digests
 
 

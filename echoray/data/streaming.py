@@ -30,3 +30,29 @@ def streamed(
             handler.setLevel(logging.ERROR)
     dataset = ray.data.from_items(list(items), override_num_blocks=max(1, min(num_blocks, len(items))))
     yield from transform(dataset).iter_rows()
+
+
+def streamed_by_actors(
+    items: Sequence[dict[str, Any]],
+    num_blocks: int,
+    worker: type,
+    arguments: tuple[Any, ...],
+    *,
+    num_workers: int,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+) -> Iterator[dict[str, Any]]:
+    """``streamed`` through ``num_workers`` actors, each ``worker(*arguments)`` and called with one item."""
+    from ray.data import ActorPoolStrategy
+
+    yield from streamed(
+        items,
+        num_blocks,
+        lambda dataset: dataset.map(
+            worker,
+            fn_constructor_args=arguments,
+            compute=ActorPoolStrategy(size=num_workers),
+            num_cpus=num_cpus,
+            num_gpus=num_gpus or None,
+        ),
+    )

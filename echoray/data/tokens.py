@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echoray.config import DataConfig
 from echoray.data.batch import IGNORE, MERGE, PATCH_PX
 from echoray.data.conversations import SYSTEM_PROMPT, conversations
+from echoray.data.ledger import packed
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Conversation, Rejection, Report, Study
 
@@ -90,7 +89,7 @@ class TokenizeStudies:
         return {
             "conversations": len(examples) + len(rejections),
             "examples": examples,
-            "rejections": json.dumps([asdict(one) for one in rejections]),
+            "rejections": packed(rejections),
         }
 
     def _table(self, path: str) -> Table:

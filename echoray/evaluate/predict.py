@@ -15,7 +15,7 @@ from typing import Any
 
 from echoray import artifacts
 from echoray.config import RunConfig, digest
-from echoray.data.streaming import streamed
+from echoray.data.streaming import streamed_by_actors
 from echoray.errors import ModelLoadError
 from echoray.evaluate.examples import Entry
 from echoray.storage import Store
@@ -135,20 +135,16 @@ def _streamed(
 ) -> Iterator[dict[str, Any]]:
     if not work:
         return
-    from ray.data import ActorPoolStrategy
-
     from echoray.evaluate.generate import BatchGenerator
 
-    yield from streamed(
+    yield from streamed_by_actors(
         work,
         len(work),
-        lambda dataset: dataset.map(
-            BatchGenerator,
-            fn_constructor_args=(store, list(sources), run.evaluate.max_new_tokens, run.train.precision),
-            compute=ActorPoolStrategy(size=run.data.num_workers),
-            num_cpus=run.cluster.cpus_per_worker,
-            num_gpus=run.cluster.gpus_per_worker or None,
-        ),
+        BatchGenerator,
+        (store, list(sources), run.evaluate.max_new_tokens, run.train.precision),
+        num_workers=run.data.num_workers,
+        num_cpus=run.cluster.cpus_per_worker,
+        num_gpus=run.cluster.gpus_per_worker,
     )
 
 

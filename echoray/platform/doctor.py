@@ -94,16 +94,15 @@ def _version_of(*names: str) -> str | None:
 
 
 def _serving_engine(run: RunConfig) -> Check:
+    from echoray.serve.preflight import require_engine
+
+    try:
+        require_engine(run.serve)
+    except EchoRayError as error:
+        return Check("serving engine", "error", error.message, error.hint)
     installed = importlib.util.find_spec("vllm") is not None
-    if installed or run.serve.engine == "transformers":
-        vllm = f"vllm {_version_of(*_VLLM) or '(unknown version)'}"
-        return Check("serving engine", "ok", vllm if installed else "transformers (embedded)")
-    return Check(
-        "serving engine",
-        "error",
-        "serve.engine is vllm, which is not installed",
-        "`pip install 'echoray[vllm]'` on a GPU machine, or --set serve.engine=transformers",
-    )
+    vllm = f"vllm {_version_of(*_VLLM) or '(unknown version)'}"
+    return Check("serving engine", "ok", vllm if installed else "transformers (embedded)")
 
 
 def _memory() -> Check:

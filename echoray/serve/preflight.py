@@ -20,6 +20,11 @@ def require_startable(config: ServeConfig, cluster: ClusterConfig) -> None:
     if cluster.ray_address:
         return
     free_port(config.host, config.port)
+    require_engine(config)
+
+
+def require_engine(config: ServeConfig) -> None:
+    """ServingError when the configured engine is not installed on this machine."""
     if config.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ServingError(
             "serve.engine is vllm, which is not installed",
