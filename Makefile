@@ -39,7 +39,7 @@ lint:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/unit
 
 integration:
 	$(BIN)/python -m pytest -q tests/integration -m 'not demo'

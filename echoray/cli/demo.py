@@ -49,7 +49,8 @@ def run_demo(run: RunConfig, *, keep_serving: bool) -> None:
             _answer_one_request(steps, endpoint)
             console.print(f"demo finished in {time.monotonic() - started:.0f} s")
             if keep_serving:
-                console.print(f"serving at {endpoint.url}/v1, API key {endpoint.api_key} (Ctrl-C stops)")
+                address = f"serving at {endpoint.url}/v1, API key {endpoint.api_key} (Ctrl-C stops)"
+                console.print(address, soft_wrap=True)
                 wait_for_interrupt()
 
 

@@ -29,7 +29,21 @@ def streamed(
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
     dataset = ray.data.from_items(list(items), override_num_blocks=max(1, min(num_blocks, len(items))))
-    yield from transform(dataset).iter_rows()
+    yield from _rows(transform(dataset))
+
+
+def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """Rows, pulled by this thread alone.
+
+    ``iter_rows`` and ``iter_batches`` start threads that outlive an interrupted iteration, and that end the
+    process without a word when they ask a Ray that is shut down.
+    """
+    import ray
+    from ray.data.block import BlockAccessor
+
+    for bundle in dataset.iter_internal_ref_bundles():
+        for block in bundle.block_refs:
+            yield from BlockAccessor.for_block(ray.get(block)).to_arrow().to_pylist()
 
 
 def streamed_by_actors(

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,11 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
 
     try:
         yield
+    except BaseException as error:
+        # The frames in which a step was interrupted hold its Ray Data execution, and that asks Ray for the
+        # cluster's size when it is collected: let it go while Ray is there to answer.
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         ray.shutdown()
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,22 +24,44 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """A moto server on a free port; credentials are in the environment, so that workers have them too."""
+    """A moto server on a free port; credentials are in the environment, so that workers have them too.
+
+    It is a process of its own: vLLM looks at every module of its process and falls over Flask's proxies.
+    """
     import boto3
-    from moto.server import ThreadedMotoServer
 
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict(zip(names, ("test", "test", "us-east-1"), strict=True)))
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    found = S3Server(f"http://{host}:{port}", "echoray-tests")
-    boto3.client("s3", endpoint_url=found.endpoint_url).create_bucket(Bucket=found.bucket)
-    yield found
-    server.stop()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(port, server)
+        found = S3Server(f"http://127.0.0.1:{port}", "echoray-tests")
+        boto3.client("s3", endpoint_url=found.endpoint_url).create_bucket(Bucket=found.bucket)
+        yield found
+    finally:
+        server.terminate()
+        server.wait()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Return when ``server`` listens at ``port``."""
+    while server.poll() is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"the S3 server ended with {server.returncode}")
 
 
 @pytest.fixture(scope="session")
