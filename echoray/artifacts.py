@@ -91,6 +91,23 @@ def require(store: Store, ref: ArtifactRef, *, made_by: str) -> Manifest:
     return manifest
 
 
+def lineage(store: Store, ref: ArtifactRef) -> list[tuple[ArtifactRef, Mapping[str, Any]]]:
+    """``ref`` and everything that it was made from, nearest first, each once, with its counts.
+
+    What is not in the store any more is named without counts.
+    """
+    found: dict[ArtifactRef, Mapping[str, Any]] = {}
+    todo = [ref]
+    while todo:
+        one = todo.pop(0)
+        if one in found:
+            continue
+        manifest = find(store, one)
+        found[one] = manifest.counts if manifest else {}
+        todo += manifest.parents if manifest else ()
+    return list(found.items())
+
+
 def seal(
     store: Store,
     ref: ArtifactRef,

@@ -48,6 +48,10 @@ class ModelLoadError(UsageError):
     """A model directory or checkpoint does not have the expected keys, shapes or files."""
 
 
+class ExportError(EchoRayError):
+    """A trained model cannot be merged into one that gives the same answers."""
+
+
 class StorageError(EchoRayError):
     """Object storage failed: no space, no permission, no connection, lost race."""
 

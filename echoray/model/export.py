@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from echoray.model.merge import merge_adapters
 from echoray.model.modeling import EchoVLMForConditionalGeneration, load_strictly
-from echoray.model.trainable import merge_adapters
 
 # Tokenizer and processor files, copied from the base as they are.
 PROCESSOR_FILES = (
@@ -37,7 +37,21 @@ responsible for every statement. Not validated for any clinical use.
 
 - Mix: {mix}; routed experts per layer: {num_experts}, {num_experts_per_tok} per token
 - Image size in training: {image_size_px} x {image_size_px} pixels
-- Lineage: {lineage}
+
+## Training
+
+| Stage | Steps | Loss of the last step | Trained parameters |
+|---|---|---|---|
+{training}
+
+## Data and lineage
+
+{lineage}
+
+## Figures
+
+Held-out figures are made from this directory by `echoray evaluate` and recorded with its version in the
+registry. Overlap with reference reports is not clinical correctness.
 
 Load with `import echoray.model` and `AutoModelForImageTextToText.from_pretrained`.
 """
@@ -48,8 +62,9 @@ def export_model(
 ) -> None:
     """Write weights (safetensors), the processor files of ``base``, a model card and ``metadata``.
 
-    Adapters are merged into ``model`` itself. ``metadata`` becomes echoray.json and must hold ``name``,
-    ``image_size_px``, ``system_prompt`` and ``lineage`` (the artifacts it was made from).
+    Adapters are merged into ``model`` itself; ExportError where that would change its answers. ``metadata``
+    becomes echoray.json and must hold ``name``, ``image_size_px``, ``system_prompt``, ``lineage`` (the
+    artifacts it was made from, with their counts) and ``training`` (the summaries of its stages).
     """
     merge_adapters(model)
     model.eval()
@@ -59,16 +74,27 @@ def export_model(
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
     (out / METADATA_FILE).write_text(json.dumps(dict(metadata), indent=1, sort_keys=True, ensure_ascii=False))
+    (out / "README.md").write_text(_card(model, metadata))
+
+
+def _card(model: EchoVLMForConditionalGeneration, metadata: Mapping[str, Any]) -> str:
     text = model.config.text_config
-    card = _CARD.format(
+    training = [
+        f"| {one['stage']} | {one['steps']} | {one['loss']:.4f} | {one['trained_parameters']:,} |"
+        for one in metadata["training"]
+    ]
+    lineage = [
+        f"- `{path}`: {json.dumps(counts, sort_keys=True)}" for path, counts in metadata["lineage"].items()
+    ]
+    return _CARD.format(
         name=metadata["name"],
         mix=text.mix,
         num_experts=text.num_experts,
         num_experts_per_tok=text.num_experts_per_tok,
         image_size_px=metadata["image_size_px"],
-        lineage=", ".join(metadata["lineage"]) or "none recorded",
+        training="\n".join(training) or "| none recorded | | | |",
+        lineage="\n".join(lineage) or "None recorded.",
     )
-    (out / "README.md").write_text(card)
 
 
 def load_exported(folder: Path, *, dtype: torch.dtype = torch.float32) -> EchoVLMForConditionalGeneration:
@@ -76,4 +102,4 @@ def load_exported(folder: Path, *, dtype: torch.dtype = torch.float32) -> EchoVL
 
     Raises ModelLoadError where a weight is missing, not known or of another shape.
     """
-    return load_strictly(folder, hint="name a directory that `echoray train export` wrote", dtype=dtype)
+    return load_strictly(folder, hint="name a directory that `echoray model export` wrote", dtype=dtype)

@@ -6,6 +6,7 @@ Shape legend: B rows, T tokens per row, N = B*T, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -25,7 +26,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
 )
 from transformers.utils import can_return_tuple
 
-from echoray.errors import ModelLoadError
+from echoray.errors import InputDataError, ModelLoadError
 from echoray.model.configuration import EchoVLMConfig, EchoVLMTextConfig
 from echoray.model.dual_path import DualPathMLP, Experts, ScalarMix
 from echoray.model.router import Router, balancing_loss, dispatch_counts, record_router_logits
@@ -144,17 +145,23 @@ class EchoVLMForConditionalGeneration(EchoVLMPreTrainedModel, Qwen2VLForConditio
     ) -> EchoVLMOutput:
         """Qwen2-VL's forward; ``output_router_logits`` adds the balancing loss of the unmasked tokens.
 
+        Raises InputDataError for videos.
+
         Several examples in one row: ``position_ids`` (4, B, T), plane 0 counting from 0 within each example,
         planes 1 to 3 its M-RoPE positions, and no ``attention_mask``; then no example attends to another.
         """
+        if kwargs.get("pixel_values_videos") is not None:
+            raise InputDataError(
+                "EchoVLM does not read videos", hint="give the frames of the clip as images, in their order"
+            )
         text = self.config.text_config
         wanted = text.output_router_logits if output_router_logits is None else output_router_logits
-        with record_router_logits() as logits:
+        with record_router_logits() if wanted else nullcontext([]) as logits:
             dense = Qwen2VLForConditionalGeneration.forward(
                 self, input_ids, attention_mask, *args, **{**kwargs, "return_dict": True}
             )
         output = EchoVLMOutput(**dense)
-        if wanted and logits:
+        if logits:
             output.router_logits = tuple(logits)
             output.aux_loss = _aux_loss(logits, attention_mask, text)
         return output

@@ -51,12 +51,15 @@ class Router(nn.Module):
         logits_NE = functional.linear(x_NH, self.weight)
         if (recorded := _recorded.get()) is not None:
             recorded.append(logits_NE)
+        index_NK, weight_NK = self.choose(logits_NE)
+        return index_NK, weight_NK.to(x_NH.dtype)
+
+    def choose(self, logits_NE: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices (N, K) int64 of the chosen experts and their weights (N, K) in float32."""
         index_NK = select(logits_NE, self.num_experts_per_tok)
         if self.renormalise:
-            weight_NK = logits_NE.gather(-1, index_NK).float().softmax(-1)
-        else:
-            weight_NK = logits_NE.float().softmax(-1).gather(-1, index_NK)
-        return index_NK, weight_NK.to(x_NH.dtype)
+            return index_NK, logits_NE.gather(-1, index_NK).float().softmax(-1)
+        return index_NK, logits_NE.float().softmax(-1).gather(-1, index_NK)
 
 
 def select(logits_NE: Tensor, num_experts_per_tok: int) -> Tensor:

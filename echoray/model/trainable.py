@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,22 +88,6 @@ def add_adapters(model: nn.Module, lora: LoraConfig, *, seed: int) -> None:
 def has_adapters(model: nn.Module) -> bool:
     """Whether LoRA layers are in the model."""
     return any(".lora_A." in name for name, _ in model.named_parameters())
-
-
-def merge_adapters(model: nn.Module) -> None:
-    """Fold every LoRA layer into its base weight and put the plain layer back, in place."""
-    for name, layer in list(_adapted_layers(model)):
-        layer.merge(safe_merge=True)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.get_base_layer())
-
-
-def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

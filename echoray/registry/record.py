@@ -53,20 +53,6 @@ def read_figures(store: Store, evaluation: ArtifactRef, model: ArtifactRef) -> F
     return Figures(metrics, report["test_digest"])
 
 
-def read_lineage(store: Store, ref: ArtifactRef) -> list[ArtifactRef]:
-    """``ref`` and everything that it was made from, nearest first, each once."""
-    found: list[ArtifactRef] = []
-    todo = [ref]
-    while todo:
-        one = todo.pop(0)
-        if one in found:
-            continue
-        found.append(one)
-        manifest = artifacts.find(store, one)
-        todo += manifest.parents if manifest else ()
-    return found
-
-
 def params(run: RunConfig) -> dict[str, str]:
     """The hyperparameters, flat: ``train.align.learning_rate`` and so on."""
     recorded = run.model_dump(mode="json", include=_RECORDED)
@@ -76,7 +62,7 @@ def params(run: RunConfig) -> dict[str, str]:
 
 def lineage_tags(store: Store, model: ArtifactRef, evaluation: ArtifactRef) -> dict[str, str]:
     """Tags that name the artifacts behind a version, with digests, and the code's version."""
-    lineage = [{"path": one.path, "digest": one.digest} for one in read_lineage(store, model)]
+    lineage = [{"path": one.path, "digest": one.digest} for one, _ in artifacts.lineage(store, model)]
     return {
         "echoray.code_version": __version__,
         "echoray.evaluation": store.uri(evaluation.path),

@@ -170,8 +170,10 @@ def export_checkpoint(run: RunConfig, ref: ArtifactRef) -> ArtifactRef:
 
     store = store_of(run)
     manifest = artifacts.require(store, ref, made_by="echoray train finetune")
-    config = {"format": 1, "image_size_px": run.data.image_size_px}
+    config = {"format": 2, "image_size_px": run.data.image_size_px}
     target = artifacts.plan("model", ref.name, config=config, parents=[ref])
+
+    made_from = artifacts.lineage(store, ref)
 
     def build(folder: Path) -> Mapping[str, Any]:
         metadata = {
@@ -179,7 +181,8 @@ def export_checkpoint(run: RunConfig, ref: ArtifactRef) -> ArtifactRef:
             "version": target.digest[:8],
             "image_size_px": run.data.image_size_px,
             "system_prompt": dict(SYSTEM_PROMPT),
-            "lineage": [ref.path, *(parent.path for parent in manifest.parents)],
+            "lineage": {one.path: dict(counts) for one, counts in made_from},
+            "training": [dict(counts) for one, counts in reversed(made_from) if one.kind == ref.kind],
         }
         export_model(load_checkpoint(run, ref), resolve_base(run.model.base), folder, metadata=metadata)
         return {"stage": manifest.counts["stage"]}

@@ -56,7 +56,8 @@ def export(model: EchoVLMForConditionalGeneration, folder: Path) -> Path:
         "version": "f00dcafe",
         "image_size_px": IMAGE_PX,
         "system_prompt": {"en": "You write drafts.", "zh": "草稿。"},
-        "lineage": [],
+        "lineage": {},
+        "training": [],
     }
     export_model(model, WEIGHTS, folder, metadata=metadata)
     return folder

@@ -27,7 +27,8 @@ METADATA: dict[str, Any] = {
     "name": "echovlm-test",
     "image_size_px": 56,
     "system_prompt": {"en": "Drafts.", "zh": "草稿"},
-    "lineage": ["checkpoint/one-12345678"],
+    "lineage": {"checkpoint/one-12345678": {"steps": 3}},
+    "training": [{"stage": "align", "steps": 3, "loss": 1.25, "trained_parameters": 1234}],
 }
 
 

@@ -26,8 +26,13 @@ def packed_positions(model: EchoVLMForConditionalGeneration, one: dict[str, Tens
 
 @torch.no_grad()
 @pytest.mark.parametrize("mix", ["scalar", "token"])
-def test_packed_rows_give_the_logits_of_the_examples_alone(build: Build, prompts: Prompts, mix: str) -> None:
-    model = build(mix=mix)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=["float32", "bfloat16"]
+)
+def test_packed_rows_give_the_logits_of_the_examples_alone(
+    build: Build, prompts: Prompts, mix: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    model = build(mix=mix).to(dtype)
     assert model.config._attn_implementation == "sdpa"
     rows = [
         [prompts(1, 9, (4, 6)), prompts(2, 13), prompts(3, 5, (4, 4))],
@@ -40,11 +45,14 @@ def test_packed_rows_give_the_logits_of_the_examples_alone(build: Build, prompts
         key: torch.cat([one[key] for one in flat if key in one]) for key in ("pixel_values", "image_grid_thw")
     }
     packed_BTV = model(input_ids=ids_BT, position_ids=positions_4BT, **images).logits
-    alone = [torch.cat([model(**one).logits[0] for one in row]) for row in rows]
-    torch.testing.assert_close(packed_BTV, torch.stack(alone), rtol=1e-4, atol=1e-4)
+    alone_BTV = torch.stack([torch.cat([model(**one).logits[0] for one in row]) for row in rows])
+
+    def distance(logits_BTV: Tensor) -> float:  # in bfloat16 a near tie may be routed otherwise: no maximum
+        return float((logits_BTV - alone_BTV).float().norm() / alone_BTV.float().norm())
+
+    assert distance(packed_BTV) < tolerance
     # With the three M-RoPE planes alone the examples do see each other.
-    leaking_BTV = model(input_ids=ids_BT, position_ids=positions_4BT[1:], **images).logits
-    assert (leaking_BTV - packed_BTV).abs().max() > 0.05
+    assert distance(model(input_ids=ids_BT, position_ids=positions_4BT[1:], **images).logits) > 0.1
 
 
 def gradients(model: EchoVLMForConditionalGeneration, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from echoray.config import LoraConfig
 from echoray.errors import ModelLoadError
+from echoray.model.merge import merge_adapters
 from echoray.model.modeling import EchoVLMForConditionalGeneration
 from echoray.model.trainable import (
     STAGES,
@@ -17,7 +18,6 @@ from echoray.model.trainable import (
     add_adapters,
     apply_stage,
     load_trained_state,
-    merge_adapters,
     parameter_counts,
     trained_state,
 )
