@@ -6,7 +6,7 @@ Shape legend: B rows, T tokens per row, N = B*T, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -156,7 +156,10 @@ class EchoVLMForConditionalGeneration(EchoVLMPreTrainedModel, Qwen2VLForConditio
             )
         text = self.config.text_config
         wanted = text.output_router_logits if output_router_logits is None else output_router_logits
-        with record_router_logits() if wanted else nullcontext([]) as logits:
+        recording: AbstractContextManager[list[Tensor]] = (
+            record_router_logits() if wanted else nullcontext([])
+        )
+        with recording as logits:
             dense = Qwen2VLForConditionalGeneration.forward(
                 self, input_ids, attention_mask, *args, **{**kwargs, "return_dict": True}
             )
