@@ -64,6 +64,14 @@ def test_make_targets_named_in_the_pages_exist() -> None:
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in named)
 
 
+def test_every_name_in_a_file_that_a_page_points_to_is_defined_there() -> None:
+    named = {one for page in PAGES for one in re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text())}
+    assert len(named) > 15
+    for file, name in sorted(named):
+        path = next(root / file for root in (ROOT / "echoray", ROOT / "tests") if (root / file).is_file())
+        assert re.search(rf"^(def|class) {name}\b", path.read_text(), re.M), f"{file}::{name}"
+
+
 def test_no_page_of_the_project_names_a_path_outside_of_it() -> None:
     for page in PAGES:
         assert not re.search(r"(?<![\w.])/(work|root|home)/", page.read_text()), page.name
