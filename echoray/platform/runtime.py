@@ -71,7 +71,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
 
 def quiet() -> None:
     """Keep libraries' chatter off the terminal; warnings and errors still come through."""
-    for name in ("ray", "ray.data", "ray.serve", "ray.train", "ray.tune", "mlflow", "alembic", "httpx"):
+    for name in ("ray", "ray.data", "ray.serve", "ray.train", "ray.tune", "alembic", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

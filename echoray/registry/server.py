@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -21,7 +22,6 @@ DATABASE = "mlflow.db"
 # Read when mlflow is first imported. Nothing leaves the site; an unreachable server is reported in seconds.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -62,6 +62,8 @@ def registry_client(run: RunConfig) -> Iterator[MlflowClient]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    # Not by MLFLOW_LOGGING_LEVEL: other libraries import mlflow before anything here runs.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = _uri(database) if database else str(run.registry.tracking_uri)
     try:
         if database and not database.exists():
