@@ -54,7 +54,7 @@ class Server:
         raise AssertionError(f"no log line of {request_id}")
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        for file in self.logs.glob("serve/replica_*.log"):
+        for file in self.logs.glob("serve/replica_echoray_*.log"):
             for line in file.read_text().splitlines():
                 message = json.loads(line).get("message", "")
                 if message.startswith("{"):
