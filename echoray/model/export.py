@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from echoray.model.configuration import EchoVLMTextConfig
 from echoray.model.modeling import EchoVLMForConditionalGeneration, load_strictly
 from echoray.model.trainable import merge_adapters
 
@@ -23,24 +24,44 @@ METADATA_FILE = "echoray.json"
 MAX_SHARD_BYTES = 5 * 1000**3
 
 _CARD = """---
-license: apache-2.0
-library_name: transformers
+{licence}library_name: transformers
 pipeline_tag: image-text-to-text
 tags: [ultrasound, mixture-of-experts, research]
 ---
 # {name}
 
-EchoVLM (She et al.): Qwen2-VL with a dual-path Mixture-of-Experts, trained with EchoRay.
+EchoVLM (She et al.): Qwen2-VL with a dual-path Mixture-of-Experts, {origin}.
 
 **Research software, not a medical device.** Generated reports are drafts for a clinician, who remains
 responsible for every statement. Not validated for any clinical use.
 
 - Mix: {mix}; routed experts per layer: {num_experts}, {num_experts_per_tok} per token
-- Image size in training: {image_size_px} x {image_size_px} pixels
-- Lineage: {lineage}
+{facts}
 
 Load with `import echoray.model` and `AutoModelForImageTextToText.from_pretrained`.
 """
+
+
+def model_card(
+    text: EchoVLMTextConfig, *, name: str, origin: str, licence: str | None, facts: Sequence[str]
+) -> str:
+    """The README.md of a model directory; ``origin`` says how it came about, ``facts`` are further items."""
+    return _CARD.format(
+        licence=f"license: {licence}\n" if licence else "",
+        name=name,
+        origin=origin,
+        mix=text.mix,
+        num_experts=text.num_experts,
+        num_experts_per_tok=text.num_experts_per_tok,
+        facts="\n".join(f"- {fact}" for fact in facts),
+    )
+
+
+def copy_files(source: Path, out: Path, names: Iterable[str]) -> None:
+    """Copy those of ``names`` that ``source`` has."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
 
 
 def export_model(
@@ -55,18 +76,18 @@ def export_model(
     model.eval()
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, max_shard_size=MAX_SHARD_BYTES)
-    for name in PROCESSOR_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, out / name)
+    copy_files(base, out, PROCESSOR_FILES)
     (out / METADATA_FILE).write_text(json.dumps(dict(metadata), indent=1, sort_keys=True, ensure_ascii=False))
-    text = model.config.text_config
-    card = _CARD.format(
+    size = metadata["image_size_px"]
+    card = model_card(
+        model.config.text_config,
         name=metadata["name"],
-        mix=text.mix,
-        num_experts=text.num_experts,
-        num_experts_per_tok=text.num_experts_per_tok,
-        image_size_px=metadata["image_size_px"],
-        lineage=", ".join(metadata["lineage"]) or "none recorded",
+        origin="trained with EchoRay",
+        licence="apache-2.0",
+        facts=(
+            f"Image size in training: {size} x {size} pixels",
+            f"Lineage: {', '.join(metadata['lineage']) or 'none recorded'}",
+        ),
     )
     (out / "README.md").write_text(card)
 

@@ -118,7 +118,7 @@ def changed_copy(folder: Path, change: str) -> Path:
     [
         ("expert", "2.up_proj"),
         ("norm", "missing: model.language_model.norm.weight"),
-        ("unknown", "not known: model.language_model.layers.0.mlp.extra.weight"),
+        ("unknown", "not known: model.language_model.layers.0.moe.extra.weight"),
         ("shape", "another shape: model.language_model.norm.weight"),
         ("truncated", "cannot be read"),
         ("config", "config.json"),
