@@ -1,7 +1,7 @@
 """Convert a model directory between the released layout and ours, one output file after the other.
 
-The output is planned from the headers; then each file is made of only what it needs. In memory is at most one
-output file: unchanged tensors and parts of stacked ones are views of the mapped input.
+The output is planned from the headers; then each file is written from views of the mapped input, so that
+memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from echoray.errors import ModelLoadError, StorageError, UsageError
 from echoray.model.configuration import EchoVLMConfig
-from echoray.model.directory import HINT, fitting_plan, read_config
+from echoray.model.directory import HINT, fitting_plan, read_directory
 from echoray.model.export import MAX_SHARD_BYTES, METADATA_FILE, PROCESSOR_FILES, copy_files, model_card
 from echoray.model.layout import Layout, plan_on_disk
 from echoray.model.released import flat_config
-from echoray.model.weights import INDEX_FILE, SINGLE_FILE, Planned, Weights, open_weights
+from echoray.model.weights import INDEX_FILE, SINGLE_FILE, Planned, Weights, open_weights, write_weights
 from echoray.storage import sync_folder
 from echoray.types import Progress
 
@@ -56,13 +54,12 @@ def convert_model(
     that are missing, not known or of another shape and for a model that the layout cannot hold, StorageError
     where ``out`` cannot be written.
     """
-    layout, config = read_config(source)
-    target = _target(source, layout, to)
-    described = _configuration(config, target)
+    read = read_directory(source)
+    target = _target(source, read.layout, to)
+    described = _configuration(read.config, target)
     out = _free(out)
     with open_weights(source, hint=HINT) as weights:
-        in_memory, _ = fitting_plan(weights, config)
-        plan = plan_on_disk(in_memory, target)
+        plan = plan_on_disk(fitting_plan(weights, read.model), target)
         described |= _dtype(plan, target)
         shards = _shards(plan, max_shard_bytes)
         with _written_whole(out) as partial:
@@ -70,7 +67,7 @@ def convert_model(
             _write_json(partial / "config.json", described)
             _write_shards(weights, shards, partial, progress)
             if target == "echovlm":
-                (partial / "README.md").write_text(_card(source, config))
+                (partial / "README.md").write_text(_card(source, read.config))
     return Converted(target, len(plan), len(shards), sum(one.info.num_bytes for one in plan.values()))
 
 
@@ -115,14 +112,11 @@ def _write_shards(
     weights: Weights, shards: list[dict[str, Planned]], folder: Path, progress: Progress
 ) -> None:
     index: dict[str, str] = {}
+    done, total = count(1), sum(map(len, shards))
     for number, shard in enumerate(shards, start=1):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: weights.tensor(planned) for name, planned in shard.items()}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors lets only the owner read it
-        del tensors  # before the next file's are made
+        write_weights(folder / file, shard, weights, lambda: progress("tensors written", next(done), total))
         index |= dict.fromkeys(shard, file)
-        progress("files written", number, len(shards))
     if len(shards) > 1:
         size = sum(planned.info.num_bytes for shard in shards for planned in shard.values())
         content: dict[str, object] = {"metadata": {"total_size": size}, "weight_map": index}
@@ -162,7 +156,7 @@ def _written_whole(out: Path) -> Iterator[Path]:
         yield partial
         sync_folder(partial)
         partial.rename(out)  # replaces an empty folder, and fails where somebody else filled it meanwhile
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StorageError(
             f"{out}: cannot be written ({error})", hint="free space, or name a folder that can be written"
         ) from error

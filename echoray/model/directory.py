@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from echoray.config import ModelConfig
-from echoray.errors import ModelLoadError
+from echoray.errors import EchoRayError, ModelLoadError
 from echoray.model.configuration import EchoVLMConfig
 from echoray.model.layout import Layout, plan_in_memory
 from echoray.model.modeling import EchoVLMForConditionalGeneration, empty_model, refuse_faults
@@ -21,31 +22,38 @@ HINT = "name the directory of a Qwen2-VL, an exported EchoVLM or a released Echo
 _HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 
 
-def read_config(folder: Path) -> tuple[Layout, EchoVLMConfig]:
-    """The layout of ``folder`` and its configuration; a dense Qwen2-VL has no experts.
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory's layout and configuration, and the model on torch's meta device."""
+
+    layout: Layout
+    config: EchoVLMConfig
+    model: EchoVLMForConditionalGeneration
+
+
+def read_directory(folder: Path) -> ModelDirectory:
+    """Read config.json; a dense Qwen2-VL becomes an EchoVLM without experts.
 
     Raises ModelLoadError where the directory holds adapters or no model that is known.
     """
     layout = _layout(folder)
-    if layout == "released":
-        return layout, released_config(folder)
-    if layout == "qwen2_vl":
-        return layout, echovlm_config(folder, ModelConfig(num_experts=0))
-    config: EchoVLMConfig = EchoVLMConfig.from_pretrained(folder)
-    return layout, config
+    try:
+        config = _config(folder, layout)
+        return ModelDirectory(layout, config, empty_model(config))
+    except EchoRayError:
+        raise
+    except Exception as error:  # whatever transformers and torch make of a file that is not theirs
+        raise ModelLoadError(f"{folder}: config.json describes no model ({error})", hint=HINT) from error
 
 
-def fitting_plan(
-    weights: Weights, config: EchoVLMConfig
-) -> tuple[dict[str, Planned], EchoVLMForConditionalGeneration]:
-    """The model's tensors, by name in memory, made of those in the files; and the model, on the meta device.
+def fitting_plan(weights: Weights, model: EchoVLMForConditionalGeneration) -> dict[str, Planned]:
+    """The model's tensors, by name in memory, made of those in the files.
 
     Raises ModelLoadError naming the weights that are missing, not known or of another shape. A head that is
     written out although tied is left out when it equals the embeddings, and else refused.
     """
     plan = plan_in_memory(weights.tensors, hint=HINT)
-    model = empty_model(config)
-    shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}  # a tied head counts once
+    shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}  # without a tied head
     if _HEAD not in shapes and _HEAD in plan and _EMBEDDING in plan:
         head, embedding = (weights.tensor(plan[name]) for name in (_HEAD, _EMBEDDING))
         if head.dtype == embedding.dtype and torch.equal(head, embedding):
@@ -57,7 +65,16 @@ def fitting_plan(
         unknown=plan.keys() - shapes.keys(),
         misshapen=(name for name in shapes.keys() & plan.keys() if plan[name].info.shape != shapes[name]),
     )
-    return plan, model
+    return plan
+
+
+def _config(folder: Path, layout: Layout) -> EchoVLMConfig:
+    if layout == "released":
+        return released_config(folder)
+    if layout == "qwen2_vl":
+        return echovlm_config(folder, ModelConfig(num_experts=0))
+    config: EchoVLMConfig = EchoVLMConfig.from_pretrained(folder)
+    return config
 
 
 def _layout(folder: Path) -> Layout:

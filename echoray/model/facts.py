@@ -11,10 +11,10 @@ import torch
 
 from echoray.config import LoraConfig
 from echoray.model.configuration import EchoVLMConfig
-from echoray.model.directory import HINT, fitting_plan, read_config
+from echoray.model.directory import HINT, fitting_plan, read_directory
 from echoray.model.layout import Layout
 from echoray.model.modeling import empty_model, moe_layer_indices
-from echoray.model.trainable import STAGES, Stage, apply_stage, parameter_counts
+from echoray.model.trainable import STAGES, apply_stage, parameter_counts
 from echoray.model.weights import Planned, Weights, open_weights
 from echoray.types import Progress
 
@@ -45,18 +45,17 @@ def inspect_model(
     ``lora`` is what the finetune stage adds (default: LoraConfig's defaults). Raises ModelLoadError where
     the directory holds no such model or its weights do not fit its configuration.
     """
-    layout, config = read_config(folder)
-    text = config.text_config
+    read = read_directory(folder)
+    text = read.config.text_config
+    dense = not moe_layer_indices(text)
+    counts = parameter_counts(read.model)
+    parts = {part: counts[part] for part in PARTS}
     with open_weights(folder, hint=HINT) as weights:
-        plan, model = fitting_plan(weights, config)
-        counts = parameter_counts(model)
-        parts = {part: counts[part] for part in PARTS}
-        dense = layout == "qwen2_vl" or not text.num_experts
-        stages = {} if dense else STAGES
+        plan = fitting_plan(weights, read.model)
         return ModelFacts(
-            layout=layout,
+            layout=read.layout,
             parameters=parts | {"total": sum(parts.values())},
-            trainable={name: _trainable(config, stage, lora) for name, stage in stages.items()},
+            trainable={} if dense else _trainable(read.config, lora or LoraConfig()),
             dtypes=tuple(sorted({_name(planned.info.dtype) for planned in plan.values()})),
             mix=None if dense else text.mix,
             experts=0 if dense else text.num_experts,
@@ -77,15 +76,18 @@ def content_digest(weights: Weights, plan: Mapping[str, Planned], progress: Prog
         info = plan[name].info
         digest.update(f"{name} {_name(info.dtype)} {list(info.shape)}\n".encode())
         for piece in plan[name].pieces:
-            digest.update(weights.piece(piece).reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(weights.content(piece))
         progress("tensors digested", done, len(plan))
     return digest.hexdigest()
 
 
-def _trainable(config: EchoVLMConfig, stage: Stage, lora: LoraConfig | None) -> int:
-    model = empty_model(config)
-    apply_stage(model, stage, lora or LoraConfig(), seed=0)
-    return parameter_counts(model)["trainable"]
+def _trainable(config: EchoVLMConfig, lora: LoraConfig) -> dict[str, int]:
+    counts = {}
+    for name, stage in STAGES.items():
+        model = empty_model(config)
+        apply_stage(model, stage, lora, seed=0)
+        counts[name] = parameter_counts(model)["trainable"]
+    return counts
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,10 +1,11 @@
-"""The weights of a model directory, known by their headers and read tensor by tensor (safetensors only)."""
+"""A model directory's weights (safetensors only): known by their headers, read and written by pieces."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,10 @@ class Weights:
         reader = self._readers[piece.name]
         return reader.get_slice(piece.name)[piece.index] if piece.index else reader.get_tensor(piece.name)
 
+    def content(self, piece: Piece) -> memoryview:
+        """The bytes of the values, in row-major order."""
+        return self.piece(piece).reshape(-1).view(torch.uint8).numpy().data
+
     def tensor(self, planned: Planned) -> Tensor:
         """The tensor that ``planned`` describes; one piece is a view, several are copied together."""
         parts = [self.piece(piece).reshape(-1) for piece in planned.pieces]
@@ -95,6 +100,32 @@ def open_weights(folder: Path, *, hint: str) -> Iterator[Weights]:
                 tensors[name] = _info(folder, name, reader.get_slice(name), hint)
                 readers[name] = reader
         yield Weights(folder, tensors, readers)
+
+
+def write_weights(
+    file: Path, plan: Mapping[str, Planned], weights: Weights, written: Callable[[], None]
+) -> None:
+    """Write a safetensors file piece by piece, calling ``written`` after each tensor.
+
+    The library's own writer wants whole tensors: a file's worth of memory where experts are stacked. Format
+    and order (https://github.com/huggingface/safetensors#format) are such that the bytes are the same.
+    """
+    names = sorted(plan, key=lambda name: (-plan[name].info.dtype.itemsize, name))  # keeps all aligned
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        info = plan[name].info
+        start, end = end, end + info.num_bytes
+        dtype = next(key for key, value in _DTYPES.items() if value == info.dtype)
+        header[name] = {"dtype": dtype, "shape": info.shape, "data_offsets": (start, end)}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with file.open("xb") as out:
+        out.write(struct.pack("<Q", len(head)) + head)
+        for name in names:
+            for piece in plan[name].pieces:
+                out.write(weights.content(piece))
+            written()
 
 
 def _files(folder: Path, hint: str) -> list[Path]:
