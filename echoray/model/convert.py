@@ -91,7 +91,7 @@ def _dtype(plan: Mapping[str, Planned], layout: Layout) -> dict[str, object]:
     """config.json's entry, where all weights have one dtype; the released code reads the older key."""
     (dtype, *others) = {planned.info.dtype for planned in plan.values()}
     key = "torch_dtype" if layout == "released" else "dtype"
-    return {key: None if others else str(dtype).removeprefix("torch.")}
+    return {} if others else {key: str(dtype).removeprefix("torch.")}
 
 
 def _shards(plan: Mapping[str, Planned], max_bytes: int) -> list[dict[str, Planned]]:
@@ -138,8 +138,12 @@ def _card(source: Path, config: EchoVLMConfig) -> str:
 
 
 def _free(out: Path) -> Path:
-    out = out.resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    try:
+        out = out.resolve()
+        used = out.exists() and not (out.is_dir() and not any(out.iterdir()))
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    if used:
         raise UsageError(f"{out}: is there already and not empty", hint="name a new folder")
     return out
 
@@ -157,8 +161,11 @@ def _written_whole(out: Path) -> Iterator[Path]:
         sync_folder(partial)
         partial.rename(out)  # replaces an empty folder, and fails where somebody else filled it meanwhile
     except OSError as error:
-        raise StorageError(
-            f"{out}: cannot be written ({error})", hint="free space, or name a folder that can be written"
-        ) from error
+        raise _unwritable(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unwritable(out: Path, error: OSError) -> StorageError:
+    hint = "free space, or name a folder that can be written"
+    return StorageError(f"{out}: cannot be written ({error})", hint=hint)

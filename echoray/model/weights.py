@@ -107,8 +107,8 @@ def write_weights(
 ) -> None:
     """Write a safetensors file piece by piece, calling ``written`` after each tensor.
 
-    The library's own writer wants whole tensors: a file's worth of memory where experts are stacked. Format
-    and order (https://github.com/huggingface/safetensors#format) are such that the bytes are the same.
+    The library's own writer wants whole tensors: a file's worth of memory where experts are stacked. The
+    format is https://github.com/huggingface/safetensors#format; for one dtype the bytes are the library's.
     """
     names = sorted(plan, key=lambda name: (-plan[name].info.dtype.itemsize, name))  # keeps all aligned
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
