@@ -18,7 +18,13 @@ from pathlib import Path
 from echoray.errors import ModelLoadError, StorageError, UsageError
 from echoray.model.configuration import EchoVLMConfig
 from echoray.model.directory import HINT, fitting_plan, read_directory
-from echoray.model.export import MAX_SHARD_BYTES, METADATA_FILE, PROCESSOR_FILES, copy_files, model_card
+from echoray.model.export import (
+    MAX_SHARD_BYTES,
+    METADATA_FILE,
+    PROCESSOR_FILES,
+    RESEARCH_NOTICE,
+    copy_files,
+)
 from echoray.model.layout import Layout, plan_on_disk
 from echoray.model.released import flat_config
 from echoray.model.weights import INDEX_FILE, SINGLE_FILE, Planned, Weights, open_weights, write_weights
@@ -26,6 +32,25 @@ from echoray.storage import sync_folder
 from echoray.types import Progress
 
 _COPIED = (*PROCESSOR_FILES, "generation_config.json", METADATA_FILE)
+_CARD = (
+    """---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [ultrasound, mixture-of-experts, research]
+---
+# {name}
+
+EchoVLM (She et al.), converted by EchoRay from the publicly released layout. The licence is that of the source.
+
+"""
+    + RESEARCH_NOTICE
+    + """
+
+- Mix: {mix}; routed experts per layer: {num_experts}, {num_experts_per_tok} per token
+
+Load with `echoray.model.export.load_exported`.
+"""
+)
 _OTHER: dict[Layout, Layout] = {"released": "echovlm", "echovlm": "released"}
 
 
@@ -128,12 +153,12 @@ def _write_json(path: Path, values: dict[str, object]) -> None:
 
 
 def _card(source: Path, config: EchoVLMConfig) -> str:
-    return model_card(
-        config.text_config,
+    text = config.text_config
+    return _CARD.format(
         name=source.resolve().name,
-        origin="converted by EchoRay from the released layout",
-        licence=None,
-        facts=("Licence: that of the converted weights",),
+        mix=text.mix,
+        num_experts=text.num_experts,
+        num_experts_per_tok=text.num_experts_per_tok,
     )
 
 

@@ -63,7 +63,7 @@ def fitting_plan(weights: Weights, model: EchoVLMForConditionalGeneration) -> di
         hint=HINT,
         missing=shapes.keys() - plan.keys(),
         unknown=plan.keys() - shapes.keys(),
-        misshapen=(name for name in shapes.keys() & plan.keys() if plan[name].info.shape != shapes[name]),
+        misshapen={name for name in shapes.keys() & plan.keys() if plan[name].info.shape != shapes[name]},
     )
     return plan
 

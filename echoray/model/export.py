@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from echoray.model.configuration import EchoVLMTextConfig
 from echoray.model.modeling import EchoVLMForConditionalGeneration, load_strictly
 from echoray.model.trainable import merge_adapters
 
@@ -23,45 +22,31 @@ PROCESSOR_FILES = (
 METADATA_FILE = "echoray.json"
 MAX_SHARD_BYTES = 5 * 1000**3
 
-_CARD = """---
-{licence}library_name: transformers
+RESEARCH_NOTICE = """\
+**Research software, not a medical device.** Generated reports are drafts for a clinician, who remains
+responsible for every statement. Not validated for any clinical use."""
+_CARD = (
+    """---
+license: apache-2.0
+library_name: transformers
 pipeline_tag: image-text-to-text
 tags: [ultrasound, mixture-of-experts, research]
 ---
 # {name}
 
-EchoVLM (She et al.): Qwen2-VL with a dual-path Mixture-of-Experts, {origin}.
+EchoVLM (She et al.): Qwen2-VL with a dual-path Mixture-of-Experts, trained with EchoRay.
 
-**Research software, not a medical device.** Generated reports are drafts for a clinician, who remains
-responsible for every statement. Not validated for any clinical use.
+"""
+    + RESEARCH_NOTICE
+    + """
 
 - Mix: {mix}; routed experts per layer: {num_experts}, {num_experts_per_tok} per token
-{facts}
+- Image size in training: {image_size_px} x {image_size_px} pixels
+- Lineage: {lineage}
 
 Load with `import echoray.model` and `AutoModelForImageTextToText.from_pretrained`.
 """
-
-
-def model_card(
-    text: EchoVLMTextConfig, *, name: str, origin: str, licence: str | None, facts: Sequence[str]
-) -> str:
-    """The README.md of a model directory; ``origin`` says how it came about, ``facts`` are further items."""
-    return _CARD.format(
-        licence=f"license: {licence}\n" if licence else "",
-        name=name,
-        origin=origin,
-        mix=text.mix,
-        num_experts=text.num_experts,
-        num_experts_per_tok=text.num_experts_per_tok,
-        facts="\n".join(f"- {fact}" for fact in facts),
-    )
-
-
-def copy_files(source: Path, out: Path, names: Iterable[str]) -> None:
-    """Copy those of ``names`` that ``source`` has."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+)
 
 
 def export_model(
@@ -78,18 +63,23 @@ def export_model(
     model.save_pretrained(out, max_shard_size=MAX_SHARD_BYTES)
     copy_files(base, out, PROCESSOR_FILES)
     (out / METADATA_FILE).write_text(json.dumps(dict(metadata), indent=1, sort_keys=True, ensure_ascii=False))
-    size = metadata["image_size_px"]
-    card = model_card(
-        model.config.text_config,
+    text = model.config.text_config
+    card = _CARD.format(
         name=metadata["name"],
-        origin="trained with EchoRay",
-        licence="apache-2.0",
-        facts=(
-            f"Image size in training: {size} x {size} pixels",
-            f"Lineage: {', '.join(metadata['lineage']) or 'none recorded'}",
-        ),
+        mix=text.mix,
+        num_experts=text.num_experts,
+        num_experts_per_tok=text.num_experts_per_tok,
+        image_size_px=metadata["image_size_px"],
+        lineage=", ".join(metadata["lineage"]) or "none recorded",
     )
     (out / "README.md").write_text(card)
+
+
+def copy_files(source: Path, out: Path, names: Iterable[str]) -> None:
+    """Copy those of ``names`` that ``source`` has."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
 
 
 def load_exported(folder: Path, *, dtype: torch.dtype = torch.float32) -> EchoVLMForConditionalGeneration:

@@ -5,7 +5,7 @@ Shape legend: B rows, T tokens per row, N = B*T, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -218,15 +218,15 @@ def load_strictly(
     refuse_faults(
         folder,
         hint=hint,
-        missing=(key for key in info["missing_keys"] if not may_lack(key)),
-        unknown=info["unexpected_keys"],
-        misshapen=(key for key, *_ in info["mismatched_keys"]),
+        missing={key for key in info["missing_keys"] if not may_lack(key)},
+        unknown=set(info["unexpected_keys"]),
+        misshapen={key for key, *_ in info["mismatched_keys"]},
     )
     return model.eval()
 
 
 def refuse_faults(
-    folder: Path, *, hint: str, missing: Iterable[str], unknown: Iterable[str], misshapen: Iterable[str]
+    folder: Path, *, hint: str, missing: set[str], unknown: set[str], misshapen: set[str]
 ) -> None:
     """Raise ModelLoadError where a weight is missing, not known or of another shape; the first are named."""
     faults = {
