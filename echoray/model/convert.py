@@ -40,7 +40,8 @@ tags: [ultrasound, mixture-of-experts, research]
 ---
 # {name}
 
-EchoVLM (She et al.), converted by EchoRay from the publicly released layout. The licence is that of the source.
+EchoVLM (She et al.), converted by EchoRay from the publicly released layout.
+The licence is that of the source.
 
 """
     + RESEARCH_NOTICE

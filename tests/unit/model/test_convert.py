@@ -29,7 +29,13 @@ from echoray.model.trainable import STAGES, apply_stage, parameter_counts
 Build = Callable[..., EchoVLMForConditionalGeneration]
 Prompts = Callable[..., dict[str, Tensor]]
 GOLDEN = Path(__file__).parents[2] / "golden" / "released-layer-tiny"
-METADATA = {"name": "small", "image_size_px": 56, "system_prompt": {"en": "Drafts."}, "lineage": []}
+METADATA: dict[str, Any] = {
+    "name": "small",
+    "image_size_px": 56,
+    "system_prompt": {"en": "Drafts."},
+    "lineage": {},
+    "training": [],
+}
 SHARD_BYTES = 200_000
 
 
