@@ -243,6 +243,13 @@ def _sync(path: Path) -> None:
             raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Force every file of a local folder, and then their names, onto the disk."""
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
 def _put_if_absent(fs: Any, key: str, content: bytes) -> bool:
     if fs.protocol == "memory":
         with _MEMORY_LOCK:

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from echoray import __version__
-from echoray.cli import config_verbs, data_verbs, serve_verbs, train_verbs
+from echoray.cli import config_verbs, data_verbs, model_verbs, serve_verbs, train_verbs
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(config_verbs.app, name="config")
 app.add_typer(data_verbs.app, name="data")
 app.add_typer(train_verbs.app, name="train")
+app.add_typer(model_verbs.app, name="model")
 app.add_typer(serve_verbs.app, name="serve")
 
 

@@ -13,6 +13,7 @@ from echoray.cli.console import console
 
 if TYPE_CHECKING:
     from echoray.evaluate import EvalReport
+    from echoray.model.facts import ModelFacts
     from echoray.platform.doctor import Check
     from echoray.platform.pipeline import Pipeline
     from echoray.types import ArtifactRef
@@ -54,3 +55,28 @@ def print_checks(checks: Iterable[Check]) -> bool:
             console.print(f"        -> {check.hint}", soft_wrap=True)
         good = good and check.status != "error"
     return good
+
+
+def print_model(facts: ModelFacts) -> None:
+    """Print the parameters of a model by part, what its stages train, and what else was found."""
+    table = Table(title="Parameters", title_justify="left")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    for part, count in facts.parameters.items():
+        table.add_row(part, f"{count:,}", end_section=part == "experts")
+    for stage, count in facts.trainable.items():
+        table.add_row(f"trained by {stage}", f"{count:,}")
+    console.print(table)
+    rows = {"layout": facts.layout, "dtype": ", ".join(facts.dtypes), "layers": f"{facts.layers}"}
+    if facts.mix is None:
+        rows["experts"] = "none: a dense model"
+    else:
+        where = ", ".join(map(str, facts.expert_layers))
+        everywhere = len(facts.expert_layers) == facts.layers
+        rows |= {
+            "mix": facts.mix,
+            "experts": f"{facts.experts} per layer, {facts.experts_per_token} per token",
+            "layers with experts": "all" if everywhere else where,
+        }
+    for name, value in (rows | {"digest": f"sha256 {facts.digest}"}).items():
+        console.print(f"{name}: {value}", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ PROCESSOR_FILES = (
 METADATA_FILE = "echoray.json"
 MAX_SHARD_BYTES = 5 * 1000**3
 
-_CARD = """---
+RESEARCH_NOTICE = """\
+**Research software, not a medical device.** Generated reports are drafts for a clinician, who remains
+responsible for every statement. Not validated for any clinical use."""
+_CARD = (
+    """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: image-text-to-text
@@ -32,8 +36,9 @@ tags: [ultrasound, mixture-of-experts, research]
 
 EchoVLM (She et al.): Qwen2-VL with a dual-path Mixture-of-Experts, trained with EchoRay.
 
-**Research software, not a medical device.** Generated reports are drafts for a clinician, who remains
-responsible for every statement. Not validated for any clinical use.
+"""
+    + RESEARCH_NOTICE
+    + """
 
 - Mix: {mix}; routed experts per layer: {num_experts}, {num_experts_per_tok} per token
 - Image size in training: {image_size_px} x {image_size_px} pixels
@@ -55,6 +60,7 @@ registry. Overlap with reference reports is not clinical correctness.
 
 Load with `import echoray.model` and `AutoModelForImageTextToText.from_pretrained`.
 """
+)
 
 
 def export_model(
@@ -70,9 +76,7 @@ def export_model(
     model.eval()
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, max_shard_size=MAX_SHARD_BYTES)
-    for name in PROCESSOR_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, out / name)
+    copy_files(base, out, PROCESSOR_FILES)
     (out / METADATA_FILE).write_text(json.dumps(dict(metadata), indent=1, sort_keys=True, ensure_ascii=False))
     (out / "README.md").write_text(_card(model, metadata))
 
@@ -95,6 +99,13 @@ def _card(model: EchoVLMForConditionalGeneration, metadata: Mapping[str, Any]) -
         training="\n".join(training) or "| none recorded | | | |",
         lineage="\n".join(lineage) or "None recorded.",
     )
+
+
+def copy_files(source: Path, out: Path, names: Iterable[str]) -> None:
+    """Copy those of ``names`` that ``source`` has."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
 
 
 def load_exported(folder: Path, *, dtype: torch.dtype = torch.float32) -> EchoVLMForConditionalGeneration:

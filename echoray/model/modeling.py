@@ -225,14 +225,33 @@ def load_strictly(
         )
     except (OSError, SafetensorError) as error:
         raise ModelLoadError(f"{folder}: cannot be read ({error})", hint=hint) from None
+    refuse_faults(
+        folder,
+        hint=hint,
+        missing={key for key in info["missing_keys"] if not may_lack(key)},
+        unknown=set(info["unexpected_keys"]),
+        misshapen={key for key, *_ in info["mismatched_keys"]},
+    )
+    return model.eval()
+
+
+def refuse_faults(
+    folder: Path, *, hint: str, missing: set[str], unknown: set[str], misshapen: set[str]
+) -> None:
+    """Raise ModelLoadError where a weight is missing, not known or of another shape; the first are named."""
     faults = {
-        "missing": sorted(key for key in info["missing_keys"] if not may_lack(key)),
-        "not known": sorted(info["unexpected_keys"]),
-        "of another shape": sorted(key for key, *_ in info["mismatched_keys"]),
+        "missing": sorted(missing),
+        "not known": sorted(unknown),
+        "of another shape": sorted(misshapen),
     }
     if any(faults.values()):
         summary = "; ".join(
             f"{len(keys)} {what}: {', '.join(keys[:5])}" for what, keys in faults.items() if keys
         )
         raise ModelLoadError(f"{folder}: weights {summary}", hint=hint)
-    return model.eval()
+
+
+def empty_model(config: EchoVLMConfig) -> EchoVLMForConditionalGeneration:
+    """The model of ``config`` on torch's meta device: names and shapes, no memory."""
+    with torch.device("meta"):
+        return EchoVLMForConditionalGeneration(config)

@@ -1,36 +1,26 @@
-"""Read the publicly released EchoVLM checkpoint's layout (flat configuration, one tensor per expert).
-
-Shape legend: E experts, I expert width, H hidden size.
-"""
+"""The publicly released EchoVLM checkpoint's layout: its flat configuration, both ways, and its loader."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from echoray.errors import ModelLoadError
 from echoray.model.configuration import EchoVLMConfig
-from echoray.model.modeling import EchoVLMForConditionalGeneration, load_strictly
+from echoray.model.layout import RELEASED_ARCHITECTURE, plan_in_memory
+from echoray.model.modeling import EchoVLMForConditionalGeneration, load_strictly, moe_layer_indices
+from echoray.model.weights import open_weights
 
 _HINT = "name a complete checkpoint in the released EchoVLM layout"
-_RENAMES = (
-    (re.compile(r"^visual\."), "model.visual."),
-    (re.compile(r"^model\.(?!language_model|visual)"), "model.language_model."),
-    (re.compile(r"\.coefficient\."), ".mlp.mix.coefficient."),
-    (re.compile(r"\.moe\.gate\."), ".mlp.router."),
-    (re.compile(r"\.moe\.shared_expert_gate\."), ".mlp.mix.shared_gate."),
-    (re.compile(r"\.moe\."), ".mlp."),
-)
-_EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
-_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+# Keys of our language model that the flat form writes otherwise, or that follow from others.
+_OURS_ALONE = (
+    "mix", "moe_layers", "initial_alpha", "aux_loss_form", "model_type", "layer_types", "architectures",
+    "dtype",
+)  # fmt: skip
 
 
 def load_released(folder: Path, *, dtype: torch.dtype = torch.float32) -> EchoVLMForConditionalGeneration:
@@ -39,11 +29,10 @@ def load_released(folder: Path, *, dtype: torch.dtype = torch.float32) -> EchoVL
     Raises ModelLoadError naming the weights that are missing, not known or of another shape.
     """
     config = released_config(folder)
-    try:
-        state = {_rename(key): tensor for key, tensor in _tensors(folder)}
-    except (OSError, SafetensorError) as error:
-        raise ModelLoadError(f"{folder}: cannot be read ({error})", hint=_HINT) from None
-    return load_strictly(folder, hint=_HINT, state=stack_experts(state), config=config, dtype=dtype)
+    with open_weights(folder, hint=_HINT) as weights:
+        plan = plan_in_memory(weights.tensors, hint=_HINT)
+        state = {name: weights.tensor(planned) for name, planned in plan.items()}
+        return load_strictly(folder, hint=_HINT, state=state, config=config, dtype=dtype)
 
 
 def released_config(folder: Path) -> EchoVLMConfig:
@@ -64,40 +53,36 @@ def released_config(folder: Path) -> EchoVLMConfig:
     )
 
 
-def stack_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Stack each layer's ``experts.i.*`` into ``gate_up_proj`` (E, 2I, H) and ``down_proj`` (E, H, I).
+def flat_config(config: EchoVLMConfig) -> dict[str, Any]:
+    """The flat form of a configuration, the inverse of ``released_config``.
 
-    Raises ModelLoadError where an expert lacks a projection.
+    Lost are the settings of training that the released layout does not know: the form of the balancing loss.
+    Raises ModelLoadError for a model that the layout cannot hold.
     """
-    stacked: dict[str, Tensor] = {}
-    layers: dict[str, dict[tuple[int, str], Tensor]] = {}
-    for key, tensor in state.items():
-        if match := _EXPERT.fullmatch(key):
-            layers.setdefault(match[1], {})[int(match[2]), match[3]] = tensor
-        else:
-            stacked[key] = tensor
-    for prefix, experts in layers.items():
-        indices = range(max(index for index, _ in experts) + 1)
-        lacking = [f"{i}.{name}" for i in indices for name in _PROJECTIONS if (i, name) not in experts]
-        if lacking:
-            raise ModelLoadError(f"{prefix}: missing {', '.join(lacking[:5])}", hint=_HINT)
-        gate_up = [torch.cat([experts[i, "gate_proj"], experts[i, "up_proj"]]) for i in indices]
-        stacked[f"{prefix}.gate_up_proj"] = torch.stack(gate_up)
-        stacked[f"{prefix}.down_proj"] = torch.stack([experts[i, "down_proj"] for i in indices])
-    return stacked
+    _check_can_be_released(config)
+    whole: dict[str, Any] = config.to_dict()
+    text: dict[str, Any] = {k: v for k, v in whole.pop("text_config").items() if k not in _OURS_ALONE}
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope.pop("rope_theta")
+    # The released code knows Qwen2-VL's plain M-RoPE by this older name.
+    kind = rope.pop("rope_type", "default")
+    text["rope_scaling"] = rope | {"type": "mrope" if kind == "default" else kind}
+    dtype = whole.pop("dtype", None)
+    named = {"model_type": "qwen2_vl", "architectures": [RELEASED_ARCHITECTURE], "torch_dtype": dtype}
+    return text | whole | named
 
 
-def _rename(key: str) -> str:
-    for pattern, replacement in _RENAMES:
-        key = pattern.sub(replacement, key)
-    return key
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise ModelLoadError(f"{folder}: no model*.safetensors", hint="pickled checkpoints are not read")
-    for file in files:
-        with safe_open(file, framework="pt") as reader:
-            for key in reader.keys():  # noqa: SIM118  (not a mapping)
-                yield key, reader.get_tensor(key)
+def _check_can_be_released(config: EchoVLMConfig) -> None:
+    text = config.text_config
+    faults = {
+        f"mix {text.mix!r}, where the released layout has only 'token'": text.mix != "token",
+        "no experts": not text.num_experts,
+        "layers without experts": len(moe_layer_indices(text)) != text.num_hidden_layers,
+        "no shared expert": not text.shared_expert_intermediate_size,
+    }
+    found = [fault for fault, there in faults.items() if there]
+    if found:
+        raise ModelLoadError(
+            f"the released layout cannot hold this model: {'; '.join(found)}",
+            hint="only mix: token with experts in every layer and a shared expert can be written so",
+        )

@@ -22,13 +22,13 @@ from transformers.generation.streamers import BaseStreamer
 from echoray.data.batch import PATCH_PX, patchify
 from echoray.errors import EchoRayError, ModelLoadError, ServingError
 from echoray.model.export import load_exported
+from echoray.model.layout import RELEASED_ARCHITECTURE
 from echoray.model.modeling import EchoVLMForConditionalGeneration
 from echoray.model.released import load_released
 from echoray.serve.engine import Delta, FinishReason, Prompt, Sampling
 from echoray.serve.exported import ExportedModel
 from echoray.serve.prompts import expand_images
 from echoray.serve.text_stream import TextStream
-from echoray.serve.vllm_plugin import RELEASED_ARCHITECTURE
 
 logger = logging.getLogger(__name__)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -21,7 +18,8 @@ from random_models import IMAGE_PX, export, random_model
 from echoray.config import ServeConfig
 from echoray.model import EchoVLMForConditionalGeneration
 from echoray.model.base import WEIGHTS
-from echoray.model.export import PROCESSOR_FILES, load_exported
+from echoray.model.convert import convert_model
+from echoray.model.export import load_exported
 from echoray.model.released import load_released
 from echoray.serve.auth import new_api_key
 from echoray.serve.client import data_url
@@ -35,48 +33,6 @@ pytestmark = [
 
 NUM_NEW_TOKENS = 16
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-
-
-def write_released(model: EchoVLMForConditionalGeneration, folder: Path) -> Path:
-    """The same weights as the public checkpoint lays them out: flat configuration, one tensor per expert."""
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for key, tensor in model.state_dict().items():
-        name = re.sub(r"^model\.(language_model\.)?", "", key)
-        name = name if name.startswith(("visual.", "lm_head.")) else f"model.{name}"
-        name = name.replace(".mlp.mix.coefficient.", ".coefficient.").replace(".mlp.router.", ".moe.gate.")
-        name = name.replace(".mlp.mix.shared_gate.", ".moe.shared_expert_gate.")
-        name = name.replace(".mlp.shared_expert.", ".moe.shared_expert.").replace(
-            ".mlp.experts.", ".moe.experts."
-        )
-        if name.endswith("gate_up_proj"):
-            for index, both in enumerate(tensor):
-                gate, up = both.chunk(2)
-                tensors[name.replace("gate_up_proj", f"{index}.gate_proj.weight")] = gate.clone()
-                tensors[name.replace("gate_up_proj", f"{index}.up_proj.weight")] = up.clone()
-        elif name.endswith("experts.down_proj"):
-            for index, down in enumerate(tensor):
-                tensors[name.replace("down_proj", f"{index}.down_proj.weight")] = down.clone()
-        elif not name.startswith("lm_head."):
-            tensors[name] = tensor.clone()
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = model.config.to_dict()
-    text = config.pop("text_config")
-    for key in ("mix", "moe_layers", "initial_alpha", "aux_loss_form", "model_type", "layer_types"):
-        text.pop(key)
-    rope = text.pop("rope_parameters")
-    text |= {
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
-    }
-    flat = text | config | {"model_type": "qwen2_vl", "architectures": ["Qwen2VLMOEForConditionalGeneration"]}
-    (folder / "config.json").write_text(json.dumps(flat))
-    for name in PROCESSOR_FILES:
-        if (WEIGHTS / name).is_file():
-            shutil.copyfile(WEIGHTS / name, folder / name)
-    return folder
 
 
 def prompts() -> list[dict[str, Any]]:
@@ -163,7 +119,8 @@ def test_vllm_gives_the_greedy_tokens_of_transformers(
 
 
 def test_vllm_reads_the_released_layout(tmp_path: Path, vllm_tokens: Run) -> None:
-    folder = write_released(random_model("token"), tmp_path / "released")
+    folder = tmp_path / "released"
+    convert_model(export(random_model("token"), tmp_path / "model"), folder)
     expected = transformers_tokens(load_released(folder))
     assert vllm_tokens(folder) == [expected, expected]
 

@@ -60,6 +60,8 @@ def test_help_imports_no_framework() -> None:
         (("data", "corpus", "--workspace", ""), "is not supported"),
         (("config", "show", "--config", "[/mm].yaml"), "[/mm].yaml: No such file"),
         (("config", "show", "[/mm]"), "([/mm])"),
+        (("model", "inspect", "no-such-folder"), "no-such-folder: not a directory"),
+        (("model", "convert", "model", "out", "--to", "other"), "expected echovlm or released"),
     ],
 )
 def test_a_mistake_names_what_was_wrong_and_exits_2_or_1_without_traceback(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-RELEASED_ARCHITECTURE = "Qwen2VLMOEForConditionalGeneration"
+import echoray.model
+from echoray.model.layout import RELEASED_ARCHITECTURE
+
 ARCHITECTURES = ("EchoVLMForConditionalGeneration", RELEASED_ARCHITECTURE)
 _IMPLEMENTATION = "echoray.serve.vllm_plugin.model:EchoVLMForConditionalGeneration"
 
@@ -13,8 +15,6 @@ def register() -> None:
     vLLM calls this in each of its processes, also more than once; it must not touch an accelerator.
     """
     from vllm import ModelRegistry
-
-    import echoray.model
 
     echoray.model.register()
     for architecture in ARCHITECTURES:

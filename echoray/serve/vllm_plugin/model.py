@@ -25,17 +25,12 @@ from vllm.model_executor.models.qwen2_vl import (
 from vllm.model_executor.models.utils import PPMissingLayer, WeightsMapper, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from echoray.model.layout import TO_OURS
 from echoray.serve.vllm_plugin.dual_path import EchoVLMDecoderLayer, text_config
 
-# The released layout's names become those of an exported directory.
+# The released layout's names become those of an exported directory; lambda of eq. 3 gates the shared expert.
 _NAMES = WeightsMapper(
-    orig_to_new_regex={
-        re.compile(r"(?<!\.mix)\.coefficient\."): ".mlp.mix.coefficient.",
-        re.compile(r"\.moe\.gate\."): ".mlp.router.",
-        re.compile(r"\.moe\.shared_expert_gate\."): ".mlp.mix.shared_gate.",
-        re.compile(r"\.moe\."): ".mlp.",
-        re.compile(r"\.mix\.lambda_logit$"): ".mix.shared_gate.logit",
-    }
+    orig_to_new_regex={**dict(TO_OURS), re.compile(r"\.mix\.lambda_logit$"): ".mix.shared_gate.logit"}
 )
 # Only the dense and the shared expert's projections are stacked: FusedMoE loads the routed experts itself.
 _STACKED = WeightsMapper(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from echoray.config import ModelConfig
@@ -16,6 +19,7 @@ from echoray.model.upcycle import upcycle
 
 torch.set_num_threads(1)
 
+GOLDEN = Path(__file__).parents[2] / "golden" / "released-layer-tiny"
 IMAGE = 5
 VOCABULARY = 96
 TEXT = {
@@ -95,3 +99,37 @@ def prompt(seed: int, num_text: int, grid: tuple[int, int] | None = None) -> dic
 def prompts() -> Callable[..., dict[str, Tensor]]:
     """``prompt`` for the test modules, which cannot import this file."""
     return prompt
+
+
+def changed_copy(copy: Path, change: str) -> Path:
+    """The golden checkpoint with one thing wrong."""
+    shutil.copytree(GOLDEN, copy)
+    weights = load_file(copy / "model.safetensors")
+    key = "model.layers.1.moe.experts.2.up_proj.weight"
+    if change == "expert":
+        del weights[key]
+    elif change == "norm":
+        del weights["model.norm.weight"]
+    elif change == "unknown":
+        weights["model.layers.0.moe.extra.weight"] = torch.zeros(1)
+    elif change == "shape":
+        weights["model.norm.weight"] = torch.zeros(3)
+    save_file(weights, copy / "model.safetensors")
+    if change == "truncated":
+        whole = (copy / "model.safetensors").read_bytes()
+        (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    elif change == "config":
+        (copy / "config.json").write_text("{")
+    elif change == "no vision":
+        flat = json.loads((copy / "config.json").read_text())
+        del flat["vision_config"]
+        (copy / "config.json").write_text(json.dumps(flat))
+    elif change == "no weights":
+        (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    return copy
+
+
+@pytest.fixture
+def changed_golden(tmp_path: Path) -> Callable[[str], Path]:
+    """The released golden checkpoint with the named thing wrong, in a folder of its own."""
+    return lambda change: changed_copy(tmp_path / "changed", change)
