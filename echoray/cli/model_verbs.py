@@ -1,4 +1,4 @@
-"""``echoray model``: convert and inspect model directories."""
+"""``echoray model``: export a trained stage, convert and inspect model directories."""
 
 from __future__ import annotations
 
@@ -7,10 +7,28 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
+
 if TYPE_CHECKING:
     from echoray.model.layout import Layout
 
-app = typer.Typer(help="Convert and inspect model directories.", no_args_is_help=True)
+app = typer.Typer(help="Export a trained stage; convert and inspect model directories.", no_args_is_help=True)
+
+
+@app.command()
+def export(
+    config: ConfigOption = "tiny",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+    stage: Annotated[str, typer.Option(help="align or finetune.")] = "finetune",
+) -> None:
+    """Merge a stage into one model directory that transformers and vLLM load."""
+    from echoray.cli.steps import pipeline
+
+    if stage not in ("align", "finetune"):
+        raise typer.BadParameter(f"{stage!r}: expected align or finetune", param_hint="--stage")
+    with pipeline(resolve(config, overrides, workspace)) as steps:
+        typer.echo(steps.store.uri(steps.model("align" if stage == "align" else "finetune").path))
 
 
 @app.command()

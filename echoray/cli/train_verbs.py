@@ -1,14 +1,12 @@
-"""``echoray train``: the two stages and the export."""
+"""``echoray train``: the two stages."""
 
 from __future__ import annotations
-
-from typing import Annotated
 
 import typer
 
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
-app = typer.Typer(help="Train EchoVLM in two stages and export it.", no_args_is_help=True)
+app = typer.Typer(help="Train EchoVLM in two stages.", no_args_is_help=True)
 
 
 @app.command()
@@ -31,19 +29,3 @@ def finetune(
 
     with pipeline(resolve(config, overrides, workspace)) as steps:
         typer.echo(steps.store.uri(steps.finetune.path))
-
-
-@app.command()
-def export(
-    config: ConfigOption = "tiny",
-    overrides: SetOption = None,
-    workspace: WorkspaceOption = None,
-    stage: Annotated[str, typer.Option(help="align or finetune.")] = "finetune",
-) -> None:
-    """Merge a stage into one model directory that transformers and vLLM load."""
-    from echoray.cli.steps import pipeline
-
-    if stage not in ("align", "finetune"):
-        raise typer.BadParameter(f"{stage!r}: expected align or finetune", param_hint="--stage")
-    with pipeline(resolve(config, overrides, workspace)) as steps:
-        typer.echo(steps.store.uri(steps.model("align" if stage == "align" else "finetune").path))

@@ -58,7 +58,7 @@ class Decoder:
             )
         except (OSError, ValueError) as error:
             raise ModelLoadError(
-                f"{folder}: {error}", hint="name a directory that `echoray train export` wrote"
+                f"{folder}: {error}", hint="name a directory that `echoray model export` wrote"
             ) from None
         wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
         if wrong:

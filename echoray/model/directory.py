@@ -83,7 +83,7 @@ def _layout(folder: Path) -> Layout:
     path = folder / "config.json"
     if not path.is_file() and (folder / "adapter_config.json").is_file():
         raise ModelLoadError(
-            f"{folder}: holds adapters, not a model", hint="merge them first: `echoray train export` does"
+            f"{folder}: holds adapters, not a model", hint="merge them first: `echoray model export` does"
         )
     try:
         values: dict[str, Any] = dict(json.loads(path.read_text()))

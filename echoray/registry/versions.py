@@ -39,7 +39,7 @@ def register(run: RunConfig, model: ArtifactRef, evaluation: ArtifactRef) -> Mod
     Raises RegistryError where the evaluation has no figures of the model or MLflow fails.
     """
     store = store_of(run)
-    artifacts.require(store, model, made_by="echoray train export")
+    artifacts.require(store, model, made_by="echoray model export")
     figures = read_figures(store, evaluation, model)
     name = run.registry.model_name
     with registry_client(run) as client:

@@ -144,7 +144,7 @@ def test_a_second_demo_makes_nothing_again(finished: tuple[Path, str]) -> None:
     "words",
     [
         "echoray data tokenize --workspace {workspace}",
-        "echoray train export --stage align --workspace {workspace}",
+        "echoray model export --stage align --workspace {workspace}",
         "echoray evaluate --workspace {workspace}",
         "jobs.finetune --set workspace={workspace}",
     ],
