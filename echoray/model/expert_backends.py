@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import grouped_mm, silu
+from torch.nn.functional import embedding_bag, grouped_mm, silu
 from transformers.integrations.moe import (
     ExpertsInterface,
     batched_mm_experts_forward,
@@ -26,28 +26,31 @@ _ALIGNMENT_BYTES = 16  # of every row that grouped_mm reads
 
 
 class Order(NamedTuple):
-    """The pairs sorted by expert: whose they are, where each token's went, where each expert's end."""
+    """Pairs as the router gives them, token by token, and sorted by expert."""
 
-    token_S: Tensor
-    position_NK: Tensor
-    end_E: Tensor  # int32, as grouped_mm wants it
+    pair_S: Tensor  # which one each sorted pair is
+    token_S: Tensor  # and of which token
+    position_S: Tensor  # where each pair is in sorted order
+    start_N: Tensor  # where each token's pairs begin
+    end_E: Tensor  # where each expert's sorted pairs end; int32 for grouped_mm
 
 
 def sort_by_expert(index_NK: Tensor, num_experts: int) -> Order:
     """Sort the pairs; stably, so that equal inputs are added up in equal order."""
     expert_S = index_NK.reshape(-1)
-    order_S = expert_S.argsort(stable=True)
-    place_S = torch.arange(len(order_S), device=order_S.device)
-    position_S = torch.empty_like(order_S).scatter_(0, order_S, place_S)
+    pair_S = expert_S.argsort(stable=True)
+    place_S = torch.arange(len(pair_S), device=pair_S.device)
+    position_S = torch.empty_like(pair_S).scatter_(0, pair_S, place_S)
     end_E = expert_S.bincount(minlength=num_experts).cumsum(0, dtype=torch.int32)
-    return Order(order_S // index_NK.shape[1], position_S.view_as(index_NK), end_E)
+    top_k = index_NK.shape[1]
+    return Order(pair_S, pair_S // top_k, position_S, place_S[::top_k].contiguous(), end_E)
 
 
 class SortedExperts(torch.autograd.Function):
     """Gated MLPs (SiLU) of the routed experts around one grouped matrix product per weight.
 
     Autograd does not know that the pairs are a permutation: it puts the gradient of a gather back row by row,
-    where another gather does. It also keeps what is cheaper to compute again.
+    where another gather does.
     """
 
     @staticmethod
@@ -55,40 +58,42 @@ class SortedExperts(torch.autograd.Function):
         ctx: Any, x_NH: Tensor, weight_NK: Tensor, gate_up_EFH: Tensor, down_EHI: Tensor, index_NK: Tensor
     ) -> Tensor:
         """Each token's experts, weighed and summed (N, H)."""
-        token_S, position_NK, end_E = order = sort_by_expert(index_NK, len(down_EHI))
-        x_SH = x_NH.index_select(0, token_S)
-        weight_S1 = weight_NK.new_empty(len(token_S), 1)
-        weight_S1[position_NK, 0] = weight_NK
-        gate_up_SF = grouped_mm(x_SH, gate_up_EFH.mT, offs=end_E)
+        order = sort_by_expert(index_NK, len(down_EHI))
+        x_SH = x_NH.index_select(0, order.token_S)
+        weight_S1 = weight_NK.reshape(-1, 1).index_select(0, order.pair_S)
+        gate_up_SF = grouped_mm(x_SH, gate_up_EFH.mT, offs=order.end_E)
         gate_SI, up_SI = gate_up_SF.chunk(2, dim=-1)
+        act_SI = silu(gate_SI)
         # Weighed before the product: rows are narrower here than after it.
-        hidden_SI = silu(gate_SI).mul_(up_SI).mul_(weight_S1)
-        y_SH = grouped_mm(hidden_SI, down_EHI.mT, offs=end_E)
-        ctx.save_for_backward(x_SH, weight_S1, gate_up_SF, hidden_SI, gate_up_EFH, down_EHI, *order)
-        return _sum_of_pairs(y_SH, position_NK)
+        hidden_SI = (act_SI * up_SI).mul_(weight_S1)
+        y_SH = grouped_mm(hidden_SI, down_EHI.mT, offs=order.end_E)
+        ctx.save_for_backward(x_SH, weight_S1, gate_up_SF, act_SI, hidden_SI, gate_up_EFH, down_EHI, *order)
+        return _sum_of_pairs(y_SH, order)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the hidden states, of the routing weights and of both stacks of weights."""
-        x_SH, weight_S1, gate_up_SF, hidden_SI, gate_up_EFH, down_EHI, *order = ctx.saved_tensors
-        token_S, position_NK, end_E = order
-        grad_SH = grad_NH.index_select(0, token_S)
-        grad_down_EHI = grouped_mm(grad_SH.mT, hidden_SI, offs=end_E)
-        grad_hidden_SI = grouped_mm(grad_SH, down_EHI, offs=end_E)
-        grad_gate_up_SF, grad_weight_S = _gate_backward(grad_hidden_SI, gate_up_SF, weight_S1)
-        grad_gate_up_EFH = grouped_mm(grad_gate_up_SF.mT, x_SH, offs=end_E)
-        grad_x_SH = grouped_mm(grad_gate_up_SF, gate_up_EFH, offs=end_E)
-        grad_x_NH = _sum_of_pairs(grad_x_SH, position_NK)
-        return grad_x_NH, grad_weight_S[position_NK], grad_gate_up_EFH, grad_down_EHI, None
+        x_SH, weight_S1, gate_up_SF, act_SI, hidden_SI, gate_up_EFH, down_EHI, *rest = ctx.saved_tensors
+        order = Order(*rest)
+        grad_SH = grad_NH.index_select(0, order.token_S)
+        grad_down_EHI = grouped_mm(grad_SH.mT, hidden_SI, offs=order.end_E)
+        grad_hidden_SI = grouped_mm(grad_SH, down_EHI, offs=order.end_E)
+        grad_gate_up_SF, grad_weight_S = _gate_backward(grad_hidden_SI, gate_up_SF, act_SI, weight_S1)
+        grad_gate_up_EFH = grouped_mm(grad_gate_up_SF.mT, x_SH, offs=order.end_E)
+        grad_x_SH = grouped_mm(grad_gate_up_SF, gate_up_EFH, offs=order.end_E)
+        grad_weight_NK = grad_weight_S.index_select(0, order.position_S).view(len(grad_NH), -1)
+        return _sum_of_pairs(grad_x_SH, order), grad_weight_NK, grad_gate_up_EFH, grad_down_EHI, None
 
 
-def _gate_backward(grad_SI: Tensor, gate_up_SF: Tensor, weight_S1: Tensor) -> tuple[Tensor, Tensor]:
+def _gate_backward(
+    grad_SI: Tensor, gate_up_SF: Tensor, act_SI: Tensor, weight_S1: Tensor
+) -> tuple[Tensor, Tensor]:
     """Backward of ``silu(gate) * up * weight``: gradients (S, F) and (S,). Overwrites ``grad_SI``."""
     gate_SI, up_SI = gate_up_SF.chunk(2, dim=-1)
     grad_gate_up_SF = torch.empty_like(gate_up_SF)
     grad_gate_SI, grad_up_SI = grad_gate_up_SF.chunk(2, dim=-1)
-    unweighed_SI = silu(gate_SI).mul_(grad_SI)
+    unweighed_SI = act_SI * grad_SI
     torch.mul(unweighed_SI, weight_S1, out=grad_up_SI)
     grad_weight_S = unweighed_SI.mul_(up_SI).sum(-1)
     grad_SI.mul_(weight_S1).mul_(up_SI)
@@ -96,12 +101,9 @@ def _gate_backward(grad_SI: Tensor, gate_up_SF: Tensor, weight_S1: Tensor) -> tu
     return grad_gate_up_SF, grad_weight_S
 
 
-def _sum_of_pairs(y_SH: Tensor, position_NK: Tensor) -> Tensor:
-    """Add up the rows of each token's pairs (N, H)."""
-    out_NH = y_SH.index_select(0, position_NK[:, 0])
-    for position_N in position_NK.unbind(1)[1:]:
-        out_NH.add_(y_SH.index_select(0, position_N))
-    return out_NH
+def _sum_of_pairs(y_SH: Tensor, order: Order) -> Tensor:
+    """Add up the rows of each token's pairs (N, H), in one pass over them."""
+    return embedding_bag(order.position_S, y_SH, order.start_N, mode="sum")
 
 
 def choose(num_tokens: int, top_k: int, shape_EHI: tuple[int, ...], itemsize: int, device: str) -> Backend:

@@ -64,8 +64,10 @@ def test_the_gradients_are_those_of_finite_differences(
 
 def test_pairs_are_sorted_by_expert_and_then_by_token() -> None:
     order = sort_by_expert(torch.tensor([[2, 0], [0, 2], [2, 3]]), E)
+    assert order.pair_S.tolist() == [1, 2, 0, 3, 4, 5]
     assert order.token_S.tolist() == [0, 1, 0, 1, 2, 2]
-    assert order.position_NK.tolist() == [[2, 0], [1, 3], [4, 5]]
+    assert order.position_S.tolist() == [2, 0, 1, 3, 4, 5]
+    assert order.start_N.tolist() == [0, 2, 4]
     assert order.end_E.tolist() == [2, 2, 5, 6]
 
 
