@@ -68,6 +68,7 @@ class SortedExperts(torch.autograd.Function):
         hidden_SI = (act_SI * up_SI).mul_(weight_S1)
         y_SH = grouped_mm(hidden_SI, down_EHI.mT, offs=order.end_E)
         ctx.save_for_backward(x_SH, weight_S1, gate_up_SF, act_SI, hidden_SI, gate_up_EFH, down_EHI, *order)
+        ctx.shape_NK = index_NK.shape
         return _sum_of_pairs(y_SH, order)
 
     @staticmethod
@@ -82,7 +83,7 @@ class SortedExperts(torch.autograd.Function):
         grad_gate_up_SF, grad_weight_S = _gate_backward(grad_hidden_SI, gate_up_SF, act_SI, weight_S1)
         grad_gate_up_EFH = grouped_mm(grad_gate_up_SF.mT, x_SH, offs=order.end_E)
         grad_x_SH = grouped_mm(grad_gate_up_SF, gate_up_EFH, offs=order.end_E)
-        grad_weight_NK = grad_weight_S.index_select(0, order.position_S).view(len(grad_NH), -1)
+        grad_weight_NK = grad_weight_S.index_select(0, order.position_S).view(ctx.shape_NK)
         return _sum_of_pairs(grad_x_SH, order), grad_weight_NK, grad_gate_up_EFH, grad_down_EHI, None
 
 
@@ -133,9 +134,10 @@ def auto_experts_forward(
         "sorted": sorted_experts_forward,
         "grouped_mm": grouped_mm_experts_forward,
         "batched_mm": batched_mm_experts_forward,
-        "eager": type(self).forward.__wrapped__,  # what transformers' decorator has wrapped
     }
-    return functions[backend](self, hidden_states, top_k_index, top_k_weights)
+    # The class's own forward is what transformers' decorator has wrapped.
+    function = type(self).forward.__wrapped__ if backend == "eager" else functions[backend]
+    return function(self, hidden_states, top_k_index, top_k_weights)
 
 
 def _is_sortable(experts: Any) -> bool:

@@ -129,6 +129,14 @@ def test_auto_computes_every_activation_and_width(hidden_act: str, width: int) -
     torch.testing.assert_close(experts("auto", hidden_act, width)(*args), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_no_tokens_at_all_are_no_special_case() -> None:
+    module = experts("auto")
+    y_NH = module(torch.zeros(0, H), torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2))
+    y_NH.sum().backward()
+    assert y_NH.shape == (0, H)
+    assert not any(one.grad.any() for one in module.parameters())
+
+
 def test_hidden_states_may_have_another_dtype_than_the_weights() -> None:
     """As under autocast."""
     x_NH, index_NK, weight_NK = inputs(9, 2)
