@@ -24,7 +24,7 @@ from transformers.integrations.moe import (
 Backend = Literal["every", "padded", "sorted", "grouped_mm", "batched_mm"]
 _ALIGNMENT_BYTES = 16  # of every row that grouped_mm reads
 _FREE_MULTIPLICATIONS = 1 << 20  # in a product: up to here pairs computed in vain cost less than a sort
-_MAX_PADDED_TOKENS = 128  # from here on products fill the cores, and padding is only waste
+_MAX_PADDED_TOKENS = 256  # from here on products fill the cores, and padding is only waste
 
 
 class SortedPairs:

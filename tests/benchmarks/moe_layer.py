@@ -30,7 +30,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeMLP, Qwen2M
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2MLP
 
 from echoray.model import EchoVLMTextConfig
-from echoray.model.dual_path import DualPathMLP
+from echoray.model.dual_path import DualPathMLP, Experts
 
 E, K = 4, 2
 BACKENDS = ("eager", "batched_mm", "grouped_mm")
@@ -129,10 +129,19 @@ def trained(*modules: nn.Module) -> list[Tensor]:
     return [weight for module in modules for weight in module.parameters() if weight.requires_grad]
 
 
-def with_backend(layer: DualPathMLP, name: str, forward: Callable[[], Tensor]) -> Tensor:
-    """Run ``forward`` with that experts implementation."""
-    layer.experts.config._experts_implementation = name
-    return forward()
+def with_backend(experts: Experts, name: str) -> Experts:
+    """The same experts, computed with that implementation."""
+    twin = copy.copy(experts)
+    twin.config = copy.copy(experts.config)
+    twin.config._experts_implementation = name
+    return twin
+
+
+def with_experts(layer: DualPathMLP, experts: nn.Module) -> DualPathMLP:
+    """The same layer around other experts."""
+    twin = copy.copy(layer)
+    twin._modules = {**layer._modules, "experts": experts}
+    return twin
 
 
 def expert_contenders(peers: Peers, x_NH: Tensor, backends: Sequence[str]) -> dict[str, Contender]:
@@ -149,7 +158,7 @@ def expert_contenders(peers: Peers, x_NH: Tensor, backends: Sequence[str]) -> di
         "qwen2-moe": Contender(partial(peers.block.experts, *inputs), leaves + trained(peers.block.experts)),
     }
     for name in ("auto", *backends):
-        run = partial(with_backend, peers.ours, name, partial(experts, *inputs))
+        run = partial(with_backend(experts, name), *inputs)
         contenders[name] = Contender(run, leaves + trained(experts))
     return contenders
 
@@ -157,8 +166,7 @@ def expert_contenders(peers: Peers, x_NH: Tensor, backends: Sequence[str]) -> di
 def layer_contenders(peers: Peers, x_NH: Tensor, backends: Sequence[str]) -> dict[str, Contender]:
     """The whole layer. Qwen2-MoE's block and the dense chain get our frozen FFN beside them."""
     ours, x_1NH = peers.ours, x_NH[None]
-    looped = copy.copy(ours)
-    looped._modules = {**ours._modules, "experts": peers.loop}
+    looped = with_experts(ours, peers.loop)
     ffn = partial(Qwen2MLP.forward, ours, x_1NH)
     shared = ours.shared_expert
     contenders = {
@@ -169,7 +177,7 @@ def layer_contenders(peers: Peers, x_NH: Tensor, backends: Sequence[str]) -> dic
         "qwen2-moe": Contender(lambda: ffn() + peers.block(x_1NH), [x_NH, *trained(peers.block)]),
     }
     for name in ("auto", *backends):
-        run = partial(with_backend, ours, name, partial(ours, x_1NH))
+        run = partial(with_experts(ours, with_backend(ours.experts, name)), x_1NH)
         contenders[name] = Contender(run, [x_NH, *trained(ours)])
     return contenders
 
