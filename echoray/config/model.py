@@ -30,7 +30,9 @@ class ModelConfig(Section):
     )
     expert_init: Literal["random", "slices"] = Field("random", description="slices: copies of FFN slices")
     aux_loss_form: Literal["paper", "switch"] = Field("paper", description="eq. 8, or times the expert count")
-    experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] = "grouped_mm"
+    experts_implementation: Literal["auto", "eager", "batched_mm", "grouped_mm"] = Field(
+        "auto", description="how experts are computed; auto: chosen by size and device"
+    )
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> ModelConfig:

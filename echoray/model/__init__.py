@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from echoray.model.configuration import EchoVLMConfig, EchoVLMTextConfig
+from echoray.model.expert_backends import register_backends
 from echoray.model.modeling import EchoVLMForConditionalGeneration, EchoVLMModel, EchoVLMTextModel
 
 
 def register() -> None:
-    """Make AutoConfig, AutoModelForImageTextToText and AutoProcessor know EchoVLM; safe to call again."""
+    """Make transformers know EchoVLM (Auto classes, key conversions) and its experts functions.
+
+    Safe to call again.
+    """
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -38,6 +42,7 @@ def register() -> None:
         register_checkpoint_conversion_mapping(
             ours, get_checkpoint_conversion_mapping(theirs), overwrite=True
         )
+    register_backends()
 
 
 register()

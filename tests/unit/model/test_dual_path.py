@@ -15,7 +15,7 @@ from echoray.model.modeling import EchoVLMForConditionalGeneration
 
 Build = Callable[..., EchoVLMForConditionalGeneration]
 Prompts = Callable[..., dict[str, Tensor]]
-IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+IMPLEMENTATIONS = ("eager", "auto", "batched_mm", "grouped_mm")
 SHAPES: list[dict[str, Any]] = [
     {},
     {"num_experts_per_tok": 1},
@@ -73,16 +73,20 @@ def test_the_layer_computes_the_equations(build: Build, mix: str, changes: dict[
 
 
 @pytest.mark.parametrize("mix", ["scalar", "token"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+@pytest.mark.parametrize(
+    ("implementation", "width", "num_tokens"),
+    # "auto" chooses another backend each time.
+    [*((one, 32, 33) for one in IMPLEMENTATIONS[1:]), ("auto", 256, 100), ("auto", 256, 300)],
+)
 def test_every_experts_implementation_gives_the_output_and_gradients_of_eager(
-    build: Build, mix: str, implementation: str
+    build: Build, mix: str, implementation: str, width: int, num_tokens: int
 ) -> None:
     def run(which: str) -> tuple[Tensor, dict[str, Tensor]]:
-        model = build(mix=mix)
+        model = build(mix=mix, moe_intermediate_size=width)
         model.set_experts_implementation(which)
         block = model.model.language_model.layers[0].mlp
         assert block.experts.config._experts_implementation == which
-        y_BTH = block(torch.randn(1, 33, 64, generator=torch.Generator().manual_seed(2)))
+        y_BTH = block(torch.randn(1, num_tokens, 64, generator=torch.Generator().manual_seed(2)))
         y_BTH.square().sum().backward()
         return y_BTH.detach(), {name: one.grad for name, one in block.named_parameters()}
 
@@ -90,7 +94,8 @@ def test_every_experts_implementation_gives_the_output_and_gradients_of_eager(
     found, found_grads = run(implementation)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert all(grad is not None for grad in expected_grads.values())
-    torch.testing.assert_close(found_grads, expected_grads, rtol=1e-4, atol=1e-4)
+    for name, expected_grad in expected_grads.items():
+        assert (found_grads[name] - expected_grad).norm() <= 1e-5 * expected_grad.norm(), name
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -104,11 +109,72 @@ def test_an_expert_without_tokens_is_no_special_case(build: Build, implementatio
     )
 
 
-def test_grouped_mm_is_what_runs_when_nothing_is_asked_for(build: Build) -> None:
-    """transformers falls back to eager without a word for a model it takes to have no experts."""
-    from echoray.model import EchoVLMForConditionalGeneration as Model
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_expert_without_tokens_gets_a_gradient_of_zeros(build: Build, implementation: str) -> None:
+    """Not None: a rank whose tokens miss an expert must still take part in the sum over ranks."""
+    model = build(num_experts_per_tok=1)
+    model.set_experts_implementation(implementation)
+    block = model.model.language_model.layers[0].mlp
+    x_BTH = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(8))
+    used = int(block.router(x_BTH[0])[0])
+    block(x_BTH).square().sum().backward()
+    for weight in block.experts.parameters():
+        has_gradient_E = [bool(grad.any()) for grad in weight.grad]
+        assert has_gradient_E == [expert == used for expert in range(4)]
 
-    assert Model(build().config).config.text_config._experts_implementation == "grouped_mm"
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bfloat16_is_as_near_to_float32_as_eager_is(build: Build, implementation: str) -> None:
+    """Output and gradients, relative error below 1%: eager is off by 0.5%, batched_mm by almost 1%."""
+
+    def run(which: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        model = build()
+        model.set_experts_implementation(which)
+        experts = model.model.language_model.layers[0].mlp.experts.to(torch.bfloat16).to(dtype)
+        generator = torch.Generator().manual_seed(4)
+        x_NH = torch.randn(48, 64, generator=generator).bfloat16().to(dtype).requires_grad_()
+        index_NK = torch.rand(48, 4, generator=generator).topk(2).indices
+        weight_NK = torch.rand(48, 2, generator=generator).bfloat16().to(dtype).requires_grad_()
+        y_NH = experts(x_NH, index_NK, weight_NK)
+        y_NH.backward(torch.randn(48, 64, generator=generator).to(dtype))
+        grads = {name: one.grad for name, one in experts.named_parameters()}
+        return {"y": y_NH, "x": x_NH.grad, "weight": weight_NK.grad, **grads}
+
+    exact, found = run("eager", torch.float32), run(implementation, torch.bfloat16)
+    assert {one.dtype for one in found.values()} == {torch.bfloat16}
+    for name, expected in exact.items():
+        assert (found[name].float() - expected).norm() < 0.01 * expected.norm(), name
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_decoding_token_by_token_writes_what_eager_writes(
+    build: Build, prompts: Prompts, implementation: str
+) -> None:
+    def write(which: str) -> list[int]:
+        model = build()
+        model.set_experts_implementation(which)
+        out = model.generate(**prompts(1, 9, (4, 6)), max_new_tokens=8, do_sample=False)
+        assert model.get_experts_implementation()["text_config"] == which
+        return out[0].tolist()
+
+    assert write(implementation) == write("eager")
+
+
+def test_what_runs_when_nothing_is_asked_for(build: Build, tmp_path: Path) -> None:
+    """Training asks for "auto". A saved model asks for nothing, so plain transformers and vLLM can read it;
+
+    transformers then takes grouped_mm, but falls back to eager without a word for a model it takes to have no
+    experts.
+    """
+    model = build()
+    assert model.get_experts_implementation()["text_config"] == "auto"
+    model.save_pretrained(tmp_path)
+    assert "experts_implementation" not in (tmp_path / "config.json").read_text()
+    loaded = EchoVLMForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.get_experts_implementation() == dict.fromkeys(
+        ("", "text_config", "vision_config"), "grouped_mm"
+    )
+    assert loaded.model.language_model.layers[0].mlp.experts.config is loaded.config.text_config
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ def expected() -> dict[str, Tensor]:
     return load_file(GOLDEN / "expected.safetensors")
 
 
-@pytest.fixture(scope="module", params=["eager", "batched_mm", "grouped_mm"])
+@pytest.fixture(scope="module", params=["auto", "eager", "batched_mm", "grouped_mm"])
 def released(request: pytest.FixtureRequest) -> EchoVLMForConditionalGeneration:
     model = load_released(GOLDEN)
     model.set_experts_implementation(request.param)
