@@ -70,9 +70,10 @@ class SortedPairs:
 
 
 class PaddedPairs(SortedPairs):
-    """The same with as many rows for each expert as the fullest has: (E, C, ...), spare rows weighed by zero.
+    """The same with as many rows for each expert as the fullest has: (E, C, ...).
 
-    One batched product costs less than small ones in turn. At worst all go to the same experts and C = N.
+    Spare rows repeat the first token and are weighed by zero (see EveryPair for what that costs). One batched
+    product costs less than small ones in turn. At worst all go to the same experts and C = N.
     """
 
     def _rows(self, position_S: Tensor) -> tuple[Tensor, int]:
