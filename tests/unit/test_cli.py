@@ -48,7 +48,7 @@ def test_help_imports_no_framework() -> None:
         (("demo", "--language", "fr"), "'en' or 'zh'"),
         (("demo", "--workspace", "ftp://host/x"), "is not supported"),
         (("demo", "--workspace", "/proc/echoray"), "cannot write to workspace"),
-        (("train", "export", "--stage", "third"), "expected align or finetune"),
+        (("model", "export", "--stage", "third"), "expected align or finetune"),
         (("serve", "ask", "no-such-frame.png"), "no-such-frame.png"),
         (("serve", "ask", __file__, "--url", "localhost:80"), "is no address"),
         (("serve", "ask", __file__, "--url", "http://[::1"), "is no address"),
