@@ -201,7 +201,7 @@ def test_stage_two_starts_from_stage_one_and_leaves_the_base_as_it_was(
 
 
 def test_the_export_loads_in_transformers_and_gives_the_checkpoints_logits(
-    tiny_run: RunConfig, finetuned: ArtifactRef
+    tiny_run: RunConfig, aligned: ArtifactRef, finetuned: ArtifactRef
 ) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
