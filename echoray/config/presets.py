@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train": {
             "align": {
                 "learning_rate": 4e-3,
-                "epochs": 7,
+                "epochs": 5,
                 "global_batch_size": 8,
                 "checkpoint_every_steps": 100,
             },
