@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 
 from echoray.config import LoraConfig
-from echoray.model.configuration import EchoVLMConfig
 from echoray.model.directory import HINT, fitting_plan, read_directory
 from echoray.model.layout import Layout
-from echoray.model.modeling import empty_model, moe_layer_indices
+from echoray.model.modeling import EchoVLMForConditionalGeneration, moe_layer_indices
 from echoray.model.trainable import STAGES, apply_stage, parameter_counts
 from echoray.model.weights import Planned, Weights, open_weights
 from echoray.types import Progress
@@ -55,7 +54,7 @@ def inspect_model(
         return ModelFacts(
             layout=read.layout,
             parameters=parts | {"total": sum(parts.values())},
-            trainable={} if dense else _trainable(read.config, lora or LoraConfig()),
+            trainable={} if dense else _trainable(read.model, lora or LoraConfig()),
             dtypes=tuple(sorted({_name(planned.info.dtype) for planned in plan.values()})),
             mix=None if dense else text.mix,
             experts=0 if dense else text.num_experts,
@@ -81,10 +80,10 @@ def content_digest(weights: Weights, plan: Mapping[str, Planned], progress: Prog
     return digest.hexdigest()
 
 
-def _trainable(config: EchoVLMConfig, lora: LoraConfig) -> dict[str, int]:
+def _trainable(model: EchoVLMForConditionalGeneration, lora: LoraConfig) -> dict[str, int]:
+    """How many parameters each stage trains; ``model`` has the last stage's adapters after that."""
     counts = {}
     for name, stage in STAGES.items():
-        model = empty_model(config)
         apply_stage(model, stage, lora, seed=0)
         counts[name] = parameter_counts(model)["trainable"]
     return counts

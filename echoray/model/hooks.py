@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from echoray.errors import ModelLoadError
-from echoray.model.dual_path import DualPathMLP
-from echoray.model.modeling import EchoVLMForConditionalGeneration
+from echoray.model.modeling import EchoVLMForConditionalGeneration, moe_layer_indices
 
 
 class Modality(IntEnum):
@@ -53,26 +52,24 @@ def trace_routing(model: EchoVLMForConditionalGeneration, **inputs: Any) -> Rout
 
     ``inputs`` are those of the model, with ``input_ids`` (B, T). Nothing is recorded outside of this call.
     """
-    blocks = {
-        index: layer.mlp
-        for index, layer in enumerate(model.model.language_model.layers)
-        if isinstance(layer.mlp, DualPathMLP)
-    }
-    if not blocks:
+    text = model.config.text_config
+    layers = moe_layer_indices(text)
+    if not layers:
         raise ModelLoadError("a dense model routes nothing", hint="name a model with experts")
     logits = model(**inputs, output_router_logits=True).router_logits
-    chosen = [block.router.choose(one) for block, one in zip(blocks.values(), logits, strict=True)]
+    blocks = (model.model.language_model.layers[index].mlp for index in layers)
+    chosen = [block.router.choose(one) for block, one in zip(blocks, logits, strict=True)]
     ids_BT = inputs["input_ids"]
     modality_BT = torch.where(ids_BT == model.config.image_token_id, Modality.IMAGE, Modality.TEXT)
     if (mask_BT := inputs.get("attention_mask")) is not None:
         modality_BT = modality_BT.where(mask_BT.bool(), Modality.PADDING)
     return Routing(
-        layers=tuple(blocks),
+        layers=layers,
         expert_LNK=torch.stack([index for index, _ in chosen]),
         weight_LNK=torch.stack([weight for _, weight in chosen]),
         modality_N=modality_BT.reshape(-1),
         row_N=torch.arange(ids_BT.shape[0]).repeat_interleave(ids_BT.shape[1]),
-        num_experts=model.config.text_config.num_experts,
+        num_experts=text.num_experts,
     )
 
 

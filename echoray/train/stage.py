@@ -173,9 +173,8 @@ def export_checkpoint(run: RunConfig, ref: ArtifactRef) -> ArtifactRef:
     config = {"format": 2, "image_size_px": run.data.image_size_px}
     target = artifacts.plan("model", ref.name, config=config, parents=[ref])
 
-    made_from = artifacts.lineage(store, ref)
-
     def build(folder: Path) -> Mapping[str, Any]:
+        made_from = artifacts.lineage(store, ref)
         metadata = {
             "name": ref.name,
             "version": target.digest[:8],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from echoray.config import ModelConfig
 from echoray.model.modeling import EchoVLMForConditionalGeneration
@@ -129,7 +129,34 @@ def changed_copy(copy: Path, change: str) -> Path:
     return copy
 
 
-@pytest.fixture
-def changed_golden(tmp_path: Path) -> Callable[[str], Path]:
-    """The released golden checkpoint with the named thing wrong, in a folder of its own."""
-    return lambda change: changed_copy(tmp_path / "changed", change)
+@pytest.fixture(
+    params=[
+        ("expert", "2.up_proj"),
+        ("norm", "missing: model.language_model.norm.weight"),
+        ("unknown", "not known: model.language_model.layers.0.moe.extra.weight"),
+        ("shape", "another shape: model.language_model.norm.weight"),
+        ("truncated", "model.safetensors cannot be read"),
+        ("config", "config.json"),
+        ("no vision", "vision_config"),
+        ("no weights", "no model.safetensors and no model.safetensors.index.json, only pickled"),
+    ],
+    ids=lambda param: param[0],
+)
+def misfit(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    """The released golden checkpoint with one thing wrong, and what the refusal must say of it."""
+    change, named = request.param
+    return changed_copy(tmp_path / "changed", change), named
+
+
+@pytest.fixture(scope="session")
+def randomise_adapters() -> Callable[..., None]:
+    """Give every adapter but those of ``untrained`` an effect: B starts at zero, where it has none."""
+
+    def randomise(model: nn.Module, untrained: str = "nothing") -> None:
+        generator = torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if ".lora_B." in name and untrained not in name:
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+
+    return randomise

@@ -98,12 +98,17 @@ def test_every_experts_implementation_gives_the_output_and_gradients_of_eager(
         assert (found_grads[name] - expected_grad).norm() <= 1e-5 * expected_grad.norm(), name
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_an_expert_without_tokens_is_no_special_case(build: Build, implementation: str) -> None:
+def lone_token(build: Build, implementation: str) -> tuple[DualPathMLP, Tensor]:
+    """A layer and one token, which goes to one expert: the others have none."""
     model = build(num_experts_per_tok=1)
     model.set_experts_implementation(implementation)
-    block = model.model.language_model.layers[0].mlp
     x_BTH = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(8))
+    return model.model.language_model.layers[0].mlp, x_BTH
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_expert_without_tokens_is_no_special_case(build: Build, implementation: str) -> None:
+    block, x_BTH = lone_token(build, implementation)
     torch.testing.assert_close(
         block(x_BTH)[0, 0], written_out(block, x_BTH[0, 0], "scalar"), rtol=1e-5, atol=1e-6
     )
@@ -112,10 +117,7 @@ def test_an_expert_without_tokens_is_no_special_case(build: Build, implementatio
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_an_expert_without_tokens_gets_a_gradient_of_zeros(build: Build, implementation: str) -> None:
     """Not None: a rank whose tokens miss an expert must still take part in the sum over ranks."""
-    model = build(num_experts_per_tok=1)
-    model.set_experts_implementation(implementation)
-    block = model.model.language_model.layers[0].mlp
-    x_BTH = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(8))
+    block, x_BTH = lone_token(build, implementation)
     used = int(block.router(x_BTH[0])[0])
     block(x_BTH).square().sum().backward()
     for weight in block.experts.parameters():

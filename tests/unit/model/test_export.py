@@ -42,23 +42,24 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def finetuned(build: Build, mix: str) -> EchoVLMForConditionalGeneration:
-    """A model with adapters that change its output."""
-    model = build(mix=mix)
-    apply_stage(model, STAGES["finetune"], LoraConfig(rank=4, alpha=8, dropout=0.05), seed=1)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if ".lora_B." in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    return model.train()
+@pytest.fixture
+def finetuned(build: Build, randomise_adapters: Callable[..., None]) -> Build:
+    """Builds a model with adapters that change its output."""
+
+    def make(mix: str) -> EchoVLMForConditionalGeneration:
+        model = build(mix=mix)
+        apply_stage(model, STAGES["finetune"], LoraConfig(rank=4, alpha=8, dropout=0.05), seed=1)
+        randomise_adapters(model)
+        return model.train()
+
+    return make
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("mix", ["scalar", "token"])
 @pytest.mark.parametrize("shard_bytes", [None, 200_000])
 def test_the_merged_directory_gives_the_logits_of_the_model_with_adapters(
-    build: Build,
+    finetuned: Build,
     prompts: Prompts,
     base: Path,
     tmp_path: Path,
@@ -66,7 +67,7 @@ def test_the_merged_directory_gives_the_logits_of_the_model_with_adapters(
     shard_bytes: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, inputs, out = finetuned(build, mix), prompts(1, 9, (4, 6)), tmp_path / "out"
+    model, inputs, out = finetuned(mix), prompts(1, 9, (4, 6)), tmp_path / "out"
     expected_BTV = model.eval()(**inputs).logits
     if shard_bytes:
         monkeypatch.setattr(export, "MAX_SHARD_BYTES", shard_bytes)

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import Linear
-from torch import Tensor, nn
+from torch import Tensor
 
 from echoray.config import LoraConfig
 from echoray.errors import ExportError
@@ -23,33 +23,30 @@ Prompts = Callable[..., dict[str, Tensor]]
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0)
 
 
-def adapted(build: Build, *, untrained: str = "nothing") -> EchoVLMForConditionalGeneration:
-    """Every adapter but ``untrained`` has an effect."""
-    model = build()
-    add_adapters(model, LORA, seed=1)
-    randomise(model, untrained)
-    return model
+@pytest.fixture
+def adapted(build: Build, randomise_adapters: Callable[..., None]) -> Build:
+    """Builds a model of which every adapter but ``untrained`` has an effect."""
+
+    def make(untrained: str = "nothing") -> EchoVLMForConditionalGeneration:
+        model = build()
+        add_adapters(model, LORA, seed=1)
+        randomise_adapters(model, untrained)
+        return model
+
+    return make
 
 
-def randomise(model: nn.Module, untrained: str = "nothing") -> None:
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if ".lora_B." in name and untrained not in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
-
-
-def test_an_adapter_that_was_never_trained_stops_the_export_by_name(build: Build) -> None:
+def test_an_adapter_that_was_never_trained_stops_the_export_by_name(adapted: Build) -> None:
     with pytest.raises(ExportError, match=r"1 adapters change nothing: .*layers\.1\.self_attn\.v_proj"):
-        merge_adapters(adapted(build, untrained="layers.1.self_attn.v_proj"))
+        merge_adapters(adapted(untrained="layers.1.self_attn.v_proj"))
 
 
 @pytest.mark.parametrize("part", ["visual.blocks.0.attn.qkv", "visual.merger", "layers.1.self_attn.o_proj"])
 def test_a_wrong_merge_of_any_part_shows_in_the_probe(
-    build: Build, monkeypatch: pytest.MonkeyPatch, part: str
+    adapted: Build, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     """Half of an adapter is lost, as a wrong scale would: the weights change, and the answers with them."""
-    model, right = adapted(build), Linear.get_delta_weight
+    model, right = adapted(), Linear.get_delta_weight
     wrong = {id(module) for name, module in model.named_modules() if part in name}
     monkeypatch.setattr(
         Linear, "get_delta_weight", lambda self, name: right(self, name) * (0.5 if id(self) in wrong else 1)
@@ -58,8 +55,8 @@ def test_a_wrong_merge_of_any_part_shows_in_the_probe(
         merge_adapters(model)
 
 
-def test_bfloat16_is_merged_within_its_own_tolerance(build: Build) -> None:
-    model = adapted(build).to(torch.bfloat16)
+def test_bfloat16_is_merged_within_its_own_tolerance(adapted: Build) -> None:
+    model = adapted().to(torch.bfloat16)
     merge_adapters(model)
     assert not any(".lora_" in name for name, _ in model.named_parameters())
 
@@ -73,12 +70,14 @@ def test_the_probe_reaches_the_vision_part_and_is_the_same_every_time(build: Bui
 
 
 @torch.no_grad()
-def test_pefts_own_adapters_are_saved_and_loaded(build: Build, prompts: Prompts, tmp_path: Path) -> None:
+def test_pefts_own_adapters_are_saved_and_loaded(
+    build: Build, prompts: Prompts, randomise_adapters: Callable[..., None], tmp_path: Path
+) -> None:
     inputs = prompts(1, 9, (4, 6))
     settings = PeftConfig(r=4, lora_alpha=8, target_modules="|".join(LORA_TARGETS))
     wrapped = get_peft_model(build(), settings).eval()
     plain_BTV = wrapped(**inputs).logits
-    randomise(wrapped)
+    randomise_adapters(wrapped)
     expected_BTV = wrapped(**inputs).logits
     assert (expected_BTV - plain_BTV).abs().max() > 0.05
     wrapped.save_pretrained(tmp_path)

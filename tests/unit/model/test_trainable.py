@@ -35,15 +35,6 @@ ADAPTED = {
 }
 
 
-def randomise_adapters(model: nn.Module) -> None:
-    """B starts at zero, where an adapter changes nothing."""
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if ".lora_B." in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-
-
 def lora_modules(model: nn.Module) -> set[str]:
     return {name.split(".lora_A.")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
 
@@ -52,7 +43,7 @@ def lora_modules(model: nn.Module) -> set[str]:
 @pytest.mark.parametrize("shared", [0, 64])
 @pytest.mark.parametrize("stage", ["align", "finetune"])
 def test_gradients_reach_what_the_stage_trains_and_nothing_else(
-    build: Build, prompts: Prompts, stage: str, mix: str, shared: int
+    build: Build, randomise_adapters: Callable[..., None], prompts: Prompts, stage: str, mix: str, shared: int
 ) -> None:
     model = build(mix=mix, shared_expert_intermediate_size=shared).train()
     apply_stage(model, STAGES[stage], LORA, seed=1)
@@ -92,7 +83,9 @@ def test_a_pattern_that_matches_nothing_is_refused_by_name(build: Build) -> None
 
 
 @torch.no_grad()
-def test_adapters_start_without_effect_and_merge_without_a_trace(build: Build, prompts: Prompts) -> None:
+def test_adapters_start_without_effect_and_merge_without_a_trace(
+    build: Build, randomise_adapters: Callable[..., None], prompts: Prompts
+) -> None:
     model, inputs = build(), prompts(1, 9, (4, 6))
     keys, plain_BTV = model.state_dict().keys(), model(**inputs).logits
     add_adapters(model, LORA, seed=1)
@@ -121,7 +114,9 @@ def test_adapters_take_the_models_dtype_and_their_start_from_the_seed(build: Bui
 
 
 @torch.no_grad()
-def test_the_trained_state_is_all_that_a_checkpoint_needs(build: Build, prompts: Prompts) -> None:
+def test_the_trained_state_is_all_that_a_checkpoint_needs(
+    build: Build, randomise_adapters: Callable[..., None], prompts: Prompts
+) -> None:
     def staged(seed: int) -> EchoVLMForConditionalGeneration:
         model = build(seed=seed)
         apply_stage(model, STAGES["finetune"], LORA, seed=seed)
