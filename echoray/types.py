@@ -68,8 +68,17 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A question about a study and its answer, as an imported conversation holds them."""
+
+    task: Task
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Study:
-    """One examination between ingest and tokenize.
+    """One examination between ingest and tokenize; it has a report, imported turns, or both.
 
     ``study_hash`` and ``patient_key`` are keyed hashes (HMAC-SHA256, hex); ``identifiers`` holds the
     header's own identifying strings for the pixel and text rules and is emptied by de-identification.
@@ -83,6 +92,7 @@ class Study:
     report: Report | None
     source: str  # "phantom", "pydicom-data", "dicom": never a path that could name a patient
     identifiers: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from echoray.data.anatomy import SYSTEM_NAMES
-from echoray.types import Conversation, Language, Report, Study, Task
+from echoray.types import Conversation, Language, Report, Study, Turn
 
 SYSTEM_PROMPT = MappingProxyType(
     {
@@ -64,27 +64,36 @@ _NEGATION = re.compile(
 
 
 def conversations(study: Study, *, vqa_per_study: int, seed: int) -> list[Conversation]:
-    """A report, a diagnosis and up to ``vqa_per_study`` questions, chosen by (seed, study) alone."""
-    assert study.report is not None and study.system is not None
-    rng = np.random.default_rng((seed, int(study.study_hash[:12], 16)))
-    language, report = study.language, study.report
-    made = [("report", _one(rng, REPORT_PROMPTS[language]), report.text)]
-    if report.impression:
-        made.append(("diagnosis", _one(rng, DIAGNOSIS_PROMPTS[language]), report.impression))
-    questions = list(_questions(study))
-    for index in sorted(rng.permutation(len(questions))[:vqa_per_study]):
-        made.append(("vqa", *questions[index]))
+    """The imported turns, then, of the report, what ``report_turns`` makes."""
+    assert study.system is not None
+    made = [*study.turns, *report_turns(study, vqa_per_study=vqa_per_study, seed=seed)]
     return [
         Conversation(
-            f"{study.study_hash[:16]}-{task}-{number}",
+            f"{study.study_hash[:16]}-{one.task}-{number}",
             study.study_hash,
             study.system,
-            _task(task),
-            language,
-            *turn,
+            one.task,
+            study.language,
+            one.prompt,
+            one.answer,
         )
-        for number, (task, *turn) in enumerate(made)
+        for number, one in enumerate(made)
     ]
+
+
+def report_turns(study: Study, *, vqa_per_study: int, seed: int) -> list[Turn]:
+    """Report, diagnosis and up to ``vqa_per_study`` questions, chosen by (seed, study) alone."""
+    if study.report is None:
+        return []
+    rng = np.random.default_rng((seed, int(study.study_hash[:12], 16)))
+    language, report = study.language, study.report
+    made = [Turn("report", _one(rng, REPORT_PROMPTS[language]), report.text)]
+    if report.impression:
+        made.append(Turn("diagnosis", _one(rng, DIAGNOSIS_PROMPTS[language]), report.impression))
+    questions = list(_questions(study))
+    for index in sorted(rng.permutation(len(questions))[:vqa_per_study]):
+        made.append(Turn("vqa", *questions[index]))
+    return made
 
 
 def _questions(study: Study) -> Iterator[tuple[str, str]]:
@@ -118,8 +127,3 @@ def extracted_size(report: Report) -> str | None:
 
 def _one(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
-
-
-def _task(name: str) -> Task:
-    tasks: dict[str, Task] = {"report": "report", "diagnosis": "diagnosis", "vqa": "vqa"}
-    return tasks[name]

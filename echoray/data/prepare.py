@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from echoray.data.quality import frame_rejection, perceptual_hash, study_rejecti
 from echoray.data.sources.dicom import evenly, read_study
 from echoray.data.sources.index import StudyFiles
 from echoray.data.split import split_of
-from echoray.types import Rejection, Study
+from echoray.types import Rejection, Report, Study
 
 # In this order, so that every picture that is read, of a usable study or not, takes the same path.
 STEPS = ("read", "frames", "deidentify", "studies")
@@ -100,14 +100,15 @@ class PrepareStudies:
         return True
 
     def _row(self, study: Study) -> dict[str, Any]:
-        assert study.report is not None
+        report = study.report or Report("", "")
         return {
             "study_hash": study.study_hash,
             "patient_key": study.patient_key,
             "system": study.system,
             "language": study.language,
-            "findings": study.report.findings,
-            "impression": study.report.impression,
+            "findings": report.findings,
+            "impression": report.impression,
+            "turns": json.dumps([asdict(one) for one in study.turns], ensure_ascii=False),
             "images": [model_picture(frame.pixels, self.config.image_size_px) for frame in study.frames],
             "split": split_of(study.patient_key, self.config.split, seed=self.seed),
             "source": study.source,

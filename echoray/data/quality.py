@@ -31,7 +31,7 @@ def frame_rejection(frame: Frame, seen: Sequence[NDArray[np.bool_]] = ()) -> str
 
 def study_rejection(study: Study) -> str | None:
     """Why a study is not used, or None."""
-    if study.report is None:
+    if study.report is None and not study.turns:
         return "no_report"
     if not study.frames:
         return "no_image"

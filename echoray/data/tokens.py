@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from echoray.data.batch import IGNORE, MERGE, PATCH_PX
 from echoray.data.conversations import SYSTEM_PROMPT, conversations
 from echoray.data.ledger import packed
 from echoray.storage import Store
-from echoray.types import ArtifactRef, Conversation, Rejection, Report, Study
+from echoray.types import ArtifactRef, Conversation, Rejection, Report, Study, Turn
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -103,9 +104,10 @@ class TokenizeStudies:
     def _study(
         self, row: dict[str, Any], examples: list[dict[str, Any]], rejections: list[Rejection]
     ) -> None:
-        report = Report(row["findings"], row["impression"])
+        report = Report(row["findings"], row["impression"]) if row["findings"] or row["impression"] else None
+        turns = tuple(Turn(**one) for one in json.loads(row["turns"]))
         named = {name: row[name] for name in ("study_hash", "patient_key", "system", "language", "source")}
-        study = Study(**named, frames=(), report=report)
+        study = Study(**named, frames=(), report=report, turns=turns)
         for one in conversations(study, vqa_per_study=self.config.vqa_per_study, seed=self.seed):
             example = self.tokenizer.encode(one, row["images"])
             if example["num_tokens"] > self.config.max_length_tokens:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from echoray.data.deidentify.pixels import RapidTextReader, TextReader, redact_frame
 from echoray.data.deidentify.rules import load_rules
 from echoray.data.deidentify.text import known_pattern, redact_text
-from echoray.types import Frame, Rejection, Report, Study
+from echoray.types import Frame, Rejection, Report, Study, Turn
 
 __all__ = ["Deidentifier"]
 
@@ -21,15 +21,18 @@ class Deidentifier:
 
     def deidentify(self, study: Study) -> Study | Rejection:
         """The clean study, or why it cannot be cleaned ("text_residue", "empty_report")."""
-        report = self._report(study)
-        if report is not None:
-            known = known_pattern(study.identifiers)
-            if known and known.search(report.text):
-                return Rejection(study.study_hash, "deidentify", "text_residue")
-            if not report.text:
-                return Rejection(study.study_hash, "deidentify", "empty_report")
+        report, turns = self._report(study), self._turns(study)
+        known = known_pattern(study.identifiers)
+        texts = [
+            *([report.text] if report else []),
+            *(part for one in turns for part in (one.prompt, one.answer)),
+        ]
+        if known and any(known.search(text) for text in texts):
+            return Rejection(study.study_hash, "deidentify", "text_residue")
+        if report is not None and not report.text:
+            return Rejection(study.study_hash, "deidentify", "empty_report")
         frames = tuple(self.clean_frame(frame, study.identifiers) for frame in study.frames)
-        return replace(study, frames=frames, report=report, identifiers=())
+        return replace(study, frames=frames, report=report, turns=turns, identifiers=())
 
     def clean_frame(self, frame: Frame, identifiers: tuple[str, ...]) -> Frame:
         """One frame without burned-in patient information (unchanged where pixels are switched off)."""
@@ -41,8 +44,15 @@ class Deidentifier:
     def _report(self, study: Study) -> Report | None:
         if study.report is None:
             return None
-        findings, impression = (
-            redact_text(part, identifiers=study.identifiers, rules=self._rules).text
-            for part in (study.report.findings, study.report.impression)
+        return Report(self._text(study.report.findings, study), self._text(study.report.impression, study))
+
+    def _turns(self, study: Study) -> tuple[Turn, ...]:
+        """The imported turns, without those of which a question or an answer is not left."""
+        turns = (
+            Turn(one.task, self._text(one.prompt, study), self._text(one.answer, study))
+            for one in study.turns
         )
-        return Report(findings, impression)
+        return tuple(one for one in turns if one.prompt and one.answer)
+
+    def _text(self, text: str, study: Study) -> str:
+        return redact_text(text, identifiers=study.identifiers, rules=self._rules).text

@@ -78,13 +78,16 @@ class Header:
 class StudyFiles:
     """The files of one study. ``identity`` is unique among all sources; ``study_uid`` is the header's own.
 
-    ``study_uid`` is None for a file whose header the index could not read.
+    ``study_uid`` is None for a file whose header the index could not read. ``kind`` names the reader, and
+    ``record`` is what the source's own table says of the study (JSON), where it has one.
     """
 
     identity: str
     study_uid: str | None
     files: tuple[SourceFile, ...]
     num_images: int  # files with pixels
+    kind: str = "dicom"
+    record: str = ""
 
 
 def list_source(store: Store, source: str, number: int = 0) -> Listing:

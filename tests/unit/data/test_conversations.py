@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -23,7 +24,7 @@ from echoray.data.phantom.identity import Identity, draw_patient, draw_visit
 from echoray.data.phantom.report import compose_report
 from echoray.data.phantom.scene import Finding
 from echoray.data.phantom.study import derive_rng
-from echoray.types import SYSTEMS, Conversation, Language, Report, Study, System
+from echoray.types import SYSTEMS, Conversation, Language, Report, Study, System, Turn
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 ALL = 9  # more questions than there are
@@ -166,3 +167,18 @@ def test_shadowing_that_the_report_denies_is_never_answered_with_yes(
     answers = {turn.prompt: turn.answer for turn in turns}
     found = answers.get(SHADOW_QUESTIONS[language][0])
     assert found is None if answer is None else found is not None and found.startswith(answer)
+
+
+def test_imported_turns_stand_beside_what_the_report_gives_and_alone_without_one() -> None:
+    turn = Turn("vqa", "Is it a cyst?", "Yes.")
+    report = Report("A cyst of 12 mm.", "Cyst.")
+    both = study("liver", "en", report)
+    alone = replace(both, report=None)
+    asked = [
+        [
+            (one.task, one.answer)
+            for one in conversations(replace(one, turns=(turn,)), vqa_per_study=0, seed=0)
+        ]
+        for one in (both, alone)
+    ]
+    assert asked == [[("vqa", "Yes."), ("report", report.text), ("diagnosis", "Cyst.")], [("vqa", "Yes.")]]

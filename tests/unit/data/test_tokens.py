@@ -77,7 +77,12 @@ def test_a_part_file_is_read_once_for_all_its_ranges(tmp_path: Path, monkeypatch
         rows = [
             {
                 **{"study_hash": f"{part}{number}", "patient_key": "p", "system": "liver", "language": "en"},
-                **{"findings": f"Cyst {part}{number}.", "impression": "Cyst.", "source": "dicom"},
+                **{
+                    "findings": f"Cyst {part}{number}.",
+                    "impression": "Cyst.",
+                    "turns": "[]",
+                    "source": "dicom",
+                },
                 **{"images": [image], "split": "train"},
             }
             for number in range(5)
