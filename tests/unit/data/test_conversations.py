@@ -172,7 +172,7 @@ def test_shadowing_that_the_report_denies_is_never_answered_with_yes(
 def test_imported_turns_stand_beside_what_the_report_gives_and_alone_without_one() -> None:
     turn = Turn("vqa", "Is it a cyst?", "Yes.")
     report = Report("A cyst of 12 mm.", "Cyst.")
-    both = study("liver", "en", report)
+    both = study("turns", "liver", "en", report)
     alone = replace(both, report=None)
     asked = [
         [
