@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from echoray.config import DataConfig, secret
 from echoray.config.data import SYNTHETIC_KEY
+from echoray.data.batch import grid_of
 from echoray.data.deidentify import Deidentifier
 from echoray.data.frames import model_picture
 from echoray.data.ledger import packed
@@ -100,7 +101,8 @@ class PrepareStudies:
         return True
 
     def _row(self, study: Study) -> dict[str, Any]:
-        report = study.report or Report("", "")
+        report, data = study.report or Report("", ""), self.config
+        pictures = [model_picture(one.pixels, data.image_size_px, data.image_layout) for one in study.frames]
         return {
             "study_hash": study.study_hash,
             "patient_key": study.patient_key,
@@ -109,7 +111,9 @@ class PrepareStudies:
             "findings": report.findings,
             "impression": report.impression,
             "turns": json.dumps([asdict(one) for one in study.turns], ensure_ascii=False),
-            "images": [model_picture(frame.pixels, self.config.image_size_px) for frame in study.frames],
-            "split": split_of(study.patient_key, self.config.split, seed=self.seed),
+            "images": pictures,
+            # Flat (t, h, w) in patches, so that nobody need read the pictures to know their number and size.
+            "grid_thw": [side for one in pictures for side in grid_of(one)],
+            "split": split_of(study.patient_key, data.split, seed=self.seed),
             "source": study.source,
         }

@@ -245,9 +245,10 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
     for split, kept in rows.items():
         digests |= _write_parts(store, ref, f"{split}/", kept, run.data.shard_rows)
     kept_count = sum(map(len, rows.values()))
-    ledger = ledger_row("tokenize", total, kept_count, rejections)
+    truncated = sum(row["truncated"] for kept in rows.values() for row in kept)
+    ledger = ledger_row("tokenize", total, kept_count, rejections, shortened={"truncated": truncated})
     digests |= write_ledger(store, ref.path, [ledger], rejections)
-    counts = {split: len(kept) for split, kept in rows.items()}
+    counts = {split: len(kept) for split, kept in rows.items()} | {"truncated": truncated}
     artifacts.seal(store, ref, config=config, parents=[studies], counts=counts, digests=digests)
     return ref
 

@@ -103,7 +103,7 @@ def test_the_answer_is_what_training_code_and_transformers_make_of_the_same_pict
 
     from echoray.data.frames import model_picture
 
-    picture = model_picture(np.asarray(Image.open(io.BytesIO(png()))), IMAGE_PX)
+    picture = model_picture(np.asarray(Image.open(io.BytesIO(png()))), IMAGE_PX, "dynamic")
     processor = AutoProcessor.from_pretrained(exported)
     messages = [
         {"role": "system", "content": "You write drafts."},
