@@ -14,7 +14,7 @@ from echoray.types import SPLITS, SYSTEMS, TASKS
 
 _NOTICE = "Counts only: neither pictures nor texts of patients are shown."
 _CHARACTERS = "report_characters_"
-_TOKENS = {"tokens": "all", "image_tokens": "of images", "answer_tokens": "of the answer"}
+_TOKENS = {"tokens": "of an example", "image_tokens": "of images", "answer_tokens": "of the answer"}
 _LENGTH_TITLES = {
     "images_per_study": "Images per study",
     "tokens": "Tokens of an example",

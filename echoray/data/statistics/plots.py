@@ -59,7 +59,6 @@ def histogram(name: str, title: str, distributions: Mapping[str, Distribution], 
         bottom = [under + height for under, height in zip(bottom, heights, strict=True)]
     axes.set_ylabel(of)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finished(figure, axes, name, title, unit, legend=len(filled) > 1)
 
 
@@ -76,7 +75,9 @@ def _figure(height_in: float) -> tuple[Figure, Axes]:
 
 def _finished(figure: Figure, axes: Axes, name: str, title: str, unit: str, *, legend: bool) -> str:
     import matplotlib
+    from matplotlib.ticker import MaxNLocator
 
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(unit, color=_INK)
     axes.yaxis.label.set_color(_INK)
     if legend:
