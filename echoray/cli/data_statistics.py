@@ -25,6 +25,8 @@ def stats(
     from echoray.cli.steps import pipeline
     from echoray.data.statistics import PAGE_FILE, make_statistics
 
+    if out is not None:
+        _make_folder(out)
     with pipeline(resolve(config, overrides, workspace)) as steps:
         ref = make_statistics(steps.run, steps.studies, steps.shards)
         if out is not None:
@@ -33,14 +35,18 @@ def stats(
         typer.echo(f"{place}/{PAGE_FILE}")
 
 
-def _copy(files: Store, out: Path) -> None:
-    from echoray.artifacts import MANIFEST
+def _make_folder(out: Path) -> None:
     from echoray.errors import UsageError
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in files.list():
-            if name != MANIFEST:
-                files.download(name, out / name)
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror}", hint="name another folder") from None
+
+
+def _copy(artifact: Store, out: Path) -> None:
+    from echoray.artifacts import MANIFEST
+
+    for name in artifact.list():
+        if name != MANIFEST:
+            artifact.download(name, out / name)

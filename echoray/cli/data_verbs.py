@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from echoray.types import ArtifactRef
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
-app.command()(stats)
 
 
 @app.command()
@@ -55,6 +54,9 @@ def tokenize(
     with pipeline(resolve(config, overrides, workspace)) as steps:
         _tell(steps, steps.shards)
         print_ledger(steps, steps.studies, steps.shards)
+
+
+app.command()(stats)
 
 
 def _tell(steps: Pipeline, ref: ArtifactRef) -> None:

@@ -26,6 +26,7 @@ from echoray.data.batch import load_examples
 from echoray.data.deidentify.pixels import RapidTextReader
 from echoray.data.ledger import LEDGER_FILE, QUARANTINE_FILE
 from echoray.data.shards import make_corpus, prepare_studies, tokenize
+from echoray.data.statistics import make_statistics
 from echoray.errors import ConfigError, InputDataError
 from echoray.model.base import WEIGHTS
 from echoray.storage import Store, store_of
@@ -274,6 +275,19 @@ def test_object_storage_holds_the_same_bytes_as_a_folder(made: Made, s3_server: 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_bytes(made, store_of(run))
+
+
+def test_the_statistics_are_those_of_the_rows_and_of_the_ledger(made: Made) -> None:
+    ref = make_statistics(made.run, made.studies, made.shards)
+    found = json.loads(made.store.read_bytes(f"{ref.path}/stats.json"))
+    studies, examples = rows_of(made.store, made.studies.path), rows_of(made.store, made.shards.path)
+    assert sum(one["num_studies"] for one in found["cases"]) == len(studies)
+    assert sum(one["num_images"] for one in found["cases"]) == sum(len(row["images"]) for row in studies)
+    assert found["num_patients"] == len({row["patient_key"] for row in studies})
+    assert sum(one["num_examples"] for one in found["examples"]) == len(examples)
+    assert sum(one["num_tokens"] for one in found["examples"]) == sum(len(row["labels"]) for row in examples)
+    by_step = ledger_of(made.store, made.studies) | ledger_of(made.store, made.shards)
+    assert {row["step"]: row for row in found["ledger"]} == by_step
 
 
 def test_long_answers_lose_their_tail_and_examples_without_room_for_one_are_quarantined(made: Made) -> None:

@@ -86,7 +86,7 @@ class Statistics:
 
 @dataclass
 class _Tally:
-    """Running counts; its size depends on the variety of the rows, not on their number."""
+    """Running counts; they grow with the variety of the rows and with the patients only."""
 
     cases: Counter[_Key] = field(default_factory=Counter)
     case_images: Counter[_Key] = field(default_factory=Counter)

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping
 from html import escape
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from echoray.data.statistics.distribution import Distribution, bin_width
@@ -29,7 +30,7 @@ def stacked_bars(name: str, title: str, counts: Mapping[str, Mapping[str, int]],
     places = range(len(counts))
     left = [0] * len(counts)
     parts = list(dict.fromkeys(part for one in counts.values() for part in one))
-    for part, colour in zip(parts, _COLOURS, strict=False):
+    for part, colour in zip(parts, cycle(_COLOURS), strict=False):
         widths = [one.get(part, 0) for one in counts.values()]
         axes.barh(places, widths, left=left, color=colour, label=part, height=0.7)
         left = [start + width for start, width in zip(left, widths, strict=True)]
@@ -51,7 +52,7 @@ def histogram(name: str, title: str, distributions: Mapping[str, Distribution], 
     start = first // width * width
     figure, axes = _figure(_HISTOGRAM_IN)
     bottom = [0] * len(range(start, last + 1, width))
-    for (label, one), colour in zip(filled.items(), _COLOURS, strict=False):
+    for (label, one), colour in zip(filled.items(), cycle(_COLOURS), strict=False):
         bins = one.bins(width, start, last)
         centres = [(found.first + found.last) / 2 for found in bins]
         heights = [found.count for found in bins]
