@@ -72,7 +72,8 @@ class DataConfig(Section):
         32768, ge=64, description="longer examples go to quarantine; Table 9: 32,768"
     )
     vqa_per_study: int = Field(2, ge=0, description="rule-based question and answer pairs per study")
-    shard_rows: int = Field(1024, ge=1, description="rows per Parquet shard")
+    part_studies: int = Field(16, ge=1, description="studies per Parquet part, at most, on average")
+    shard_mb: float = Field(64, gt=0, description="size of the studies behind one shard of each split, in MB")
     num_workers: int = Field(2, ge=1, description="Ray Data workers for the CPU-heavy steps")
 
     @model_validator(mode="after")

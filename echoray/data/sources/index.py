@@ -33,6 +33,7 @@ class SourceFile:
     path: str
     source: str
     number: int = 0
+    size: int = 0  # bytes, as listed
 
     @property
     def name(self) -> str:
@@ -98,8 +99,10 @@ def list_source(store: Store, source: str, number: int = 0) -> Listing:
             f"{store.root}: missing or empty, expected DICOM files", hint="check data.source.dicom_uris"
         )
     files = (
-        SourceFile(store, path, PACKAGE if source == CORPUS and path.startswith(PACKAGE) else source, number)
-        for path in sizes
+        SourceFile(
+            store, path, PACKAGE if source == CORPUS and path.startswith(PACKAGE) else source, number, size
+        )
+        for path, size in sizes.items()
     )
     return Listing(tuple(files), digest(list(sizes.items())))
 
