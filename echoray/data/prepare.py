@@ -16,13 +16,16 @@ from echoray.data.deidentify import Deidentifier
 from echoray.data.frames import model_picture
 from echoray.data.ledger import packed
 from echoray.data.quality import frame_rejection, perceptual_hash, study_rejection
+from echoray.data.sources.conversations import CONVERSATIONS, read_conversation
 from echoray.data.sources.dicom import evenly, read_study
+from echoray.data.sources.image_report import IMAGE_REPORT, read_image_report
 from echoray.data.sources.index import StudyFiles
 from echoray.data.split import split_of
 from echoray.types import Rejection, Report, Study
 
 # In this order, so that every picture that is read, of a usable study or not, takes the same path.
 STEPS = ("read", "frames", "deidentify", "studies")
+_READERS = {"dicom": read_study, IMAGE_REPORT: read_image_report, CONVERSATIONS: read_conversation}
 # A public key: pseudonyms of synthetic and published studies protect nobody and should be reproducible.
 _PUBLIC_KEY = b"echoray synthetic studies"
 
@@ -51,10 +54,11 @@ class PrepareStudies:
 
     def prepare(self, files: StudyFiles) -> tuple[list[dict[str, Any]], list[Rejection], dict[str, int]]:
         """At most one clean study's row, rejections, and how many records entered and left each step."""
-        study, rejections = read_study(
+        study, rejections = _READERS[files.kind](
             files, key=self.key, language=self.config.language, max_frames=self.config.max_frames
         )
-        counts = Counter({"read_in": len(files.files), "read_out": len(files.files) - len(rejections)})
+        records = len(files.files) if files.kind == "dicom" else 1
+        counts = Counter({"read_in": records, "read_out": records - len(rejections)})
         rows = []
         if study is not None:
             clean = self._clean(self._filter_frames(study, rejections, counts), rejections, counts)

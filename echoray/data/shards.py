@@ -30,6 +30,7 @@ from echoray.data.sources.index import (
     read_header,
 )
 from echoray.data.sources.samples import package_samples
+from echoray.data.sources.tables import TableListing, list_tables
 from echoray.data.split import leaked_patients
 from echoray.data.streaming import streamed, streamed_by_actors
 from echoray.data.tokens import FORMAT_FILES, TokenizeStudies, study_ranges
@@ -124,17 +125,18 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
     """
     store = store_of(run)
     key = deid_key(run.data)
-    archives = _archives(run)
-    config = _studies_config(run, key, archives)
+    archives, tables = _archives(run), list_tables(run)
+    config = _studies_config(run, key, [*archives, *tables])
     parents = [corpus] if corpus else []
     ref = artifacts.plan("studies", run.name, config=config, parents=parents)
     if artifacts.find(store, ref) is not None:
         return ref
     artifacts.clear(store, ref)
     listings = [list_source(store.at(corpus.path), CORPUS), *archives] if corpus else archives
-    if not listings:
+    if not listings and not tables:
         raise InputDataError("no source of studies is configured", hint="set data.source.dicom_uris")
-    studies = _indexed([file for one in listings for file in one.files], progress)
+    studies = _indexed([file for one in listings for file in one.files], progress) if listings else []
+    studies += [study for one in tables for study in one.studies]
     rows, rejections, counts = _prepared(run, studies, key, progress)
     _refuse_leaks(rows)
     rows.sort(key=lambda one: str(one["study_hash"]))
@@ -152,7 +154,7 @@ def _archives(run: RunConfig) -> list[Listing]:
     return [list_source(open_store(uri, **options), ARCHIVE, number) for number, uri in enumerate(uris)]
 
 
-def _studies_config(run: RunConfig, key: bytes, archives: list[Listing]) -> dict[str, Any]:
+def _studies_config(run: RunConfig, key: bytes, archives: list[Listing | TableListing]) -> dict[str, Any]:
     """Everything that decides what the clean studies are, beside the corpus."""
     return {
         "data": run.data.model_dump(mode="json", exclude=_LATER),
