@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from echoray.cli import exchange_verbs
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from echoray.types import ArtifactRef
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
+app.command("validate")(exchange_verbs.validate)
+app.command("export")(exchange_verbs.export)
 
 
 @app.command()

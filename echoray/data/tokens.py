@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echoray.config import DataConfig
 from echoray.data.batch import IGNORE, MERGE, PATCH_PX
+from echoray.data.clean import study_of
 from echoray.data.conversations import SYSTEM_PROMPT, conversations
 from echoray.data.ledger import packed
 from echoray.storage import Store
-from echoray.types import ArtifactRef, Conversation, Rejection, Report, Study, Turn
+from echoray.types import ArtifactRef, Conversation, Rejection
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -104,11 +104,7 @@ class TokenizeStudies:
     def _study(
         self, row: dict[str, Any], examples: list[dict[str, Any]], rejections: list[Rejection]
     ) -> None:
-        report = Report(row["findings"], row["impression"]) if row["findings"] or row["impression"] else None
-        turns = tuple(Turn(**one) for one in json.loads(row["turns"]))
-        named = {name: row[name] for name in ("study_hash", "patient_key", "system", "language", "source")}
-        study = Study(**named, frames=(), report=report, turns=turns)
-        for one in conversations(study, vqa_per_study=self.config.vqa_per_study, seed=self.seed):
+        for one in conversations(study_of(row), vqa_per_study=self.config.vqa_per_study, seed=self.seed):
             example = self.tokenizer.encode(one, row["images"])
             if example["num_tokens"] > self.config.max_length_tokens:
                 rejections.append(Rejection(one.example_id, "tokenize", "too_long"))

@@ -57,8 +57,6 @@ def _listed(place: Place, path: str, row: Row, form: Form | None, seen: set[str]
     seen.add(name)
     # Records that show the same image are of one patient, whatever they do not say.
     patient = patient_of(dialog.fields) or (files[0].name if files else identity)
-    if not patient_of(dialog.fields):
-        defects.append(Defect("no_patient", "patient_id"))
     study = study_files(place, identity, files, defects, _content(dialog, patient))
     return Listed(path, row.number, tuple(defects), study)
 

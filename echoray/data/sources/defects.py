@@ -12,7 +12,6 @@ EXPLANATIONS = MappingProxyType(
         "bad_json": "not valid JSON",
         "bad_task": "expected one of report, diagnosis, vqa for each turn",
         "bad_type": "another type than expected",
-        "blank": "every image is blank, repeated or shows several regions",
         "duplicate_file": "the same content as another file of the study",
         "duplicate_id": "this identity was used before in the file",
         "empty_answer": "an answer without text",

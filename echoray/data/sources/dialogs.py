@@ -22,10 +22,25 @@ _ROLES = {
     **dict.fromkeys(("gpt", "assistant", "model"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
+_STRUCTURE = frozenset(
+    ("conversations", "messages", "system", "history", "query", "response", "image", "images", "tasks")
+)
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
+# A closed question stays one, whatever it names; what asks for all there is to see is answered by findings.
 _ASKS: tuple[tuple[Task, re.Pattern[str]], ...] = (
+    (
+        "vqa",
+        re.compile(r"^(is|are|was|does|do|has|how|which|where)\b|是否|有无|有没有|多大|哪[个侧一]", re.I),
+    ),
     ("diagnosis", re.compile(r"diagnos|\bimpression\b|诊断|超声提示|结论", re.I)),
-    ("report", re.compile(r"\breports?\b|\bdescri|\bfindings\b|报告|描述|所见|说明|画面|转成文字", re.I)),
+    (
+        "report",
+        re.compile(
+            r"\breports?\b|\bdescri|\bfindings\b|\bsummar|报告|描[述绘]|所见|说明|画面|文字|撰写|记录|摘要|概括|总结"
+            r"|解读|解释|[讲叙简概]述|内容|有什么|包含|展示|呈现|显示",
+            re.I,
+        ),
+    ),
 )
 
 
@@ -75,9 +90,7 @@ def parse(record: Mapping[str, Any], form: Form | None = None) -> tuple[Dialog, 
     images = tuple(one for message in messages for one in message.images) + listed
     defects += _tag_defects(messages, len(listed), optional=found == "swift")
     turns = _turns(messages, defects)
-    fields = renamed(
-        {key: value for key, value in record.items() if key not in ("system", "query", "response")}
-    )
+    fields = renamed({key: value for key, value in record.items() if key not in _STRUCTURE})
     defects += field_defects(fields, SYSTEM_FIELD)
     tasks = _tasks(record, len(turns), defects)
     instruction = "\n".join(one.text for one in messages if one.role == "system")

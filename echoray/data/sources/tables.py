@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from echoray.config import RunConfig, digest
 from echoray.data.sources.conversations import CONVERSATIONS, is_conversation_file, list_conversations
-from echoray.data.sources.image_report import IMAGE_REPORT, list_image_reports
+from echoray.data.sources.image_report import IMAGE_REPORT, TABLE, list_image_reports
 from echoray.data.sources.index import StudyFiles
 from echoray.data.sources.listed import Listed, Place
 from echoray.errors import InputDataError
@@ -31,7 +31,8 @@ def list_tables(run: RunConfig) -> list[TableListing]:
     source = run.data.source
     found = []
     for number, uri in enumerate(source.image_report_uris):
-        place = place_of(open_store(uri, **options), IMAGE_REPORT, number)
+        folder, _ = folder_and_file(uri)
+        place = place_of(open_store(folder, **options), IMAGE_REPORT, number)
         found.append(_listing(list_image_reports(place), place, "data.source.image_report_uris"))
     for number, uri in enumerate(source.conversation_uris):
         folder, only = folder_and_file(uri)
@@ -41,9 +42,9 @@ def list_tables(run: RunConfig) -> list[TableListing]:
 
 
 def folder_and_file(uri: str) -> tuple[str, str]:
-    """A conversation file's folder and name; the name is empty where ``uri`` is a folder or prefix."""
+    """Folder and name of a conversation file or table; no name where ``uri`` is a folder or prefix."""
     folder, _, name = uri.rpartition("/")
-    if not is_conversation_file(uri):
+    if not is_conversation_file(name) and name != TABLE:
         return uri, ""
     return (folder or ("/" if uri.startswith("/") else ".")), name
 
@@ -63,7 +64,7 @@ def _listing(records: Iterator[Listed], place: Place, key: str) -> TableListing:
         if lacking:
             raise InputDataError(
                 f"{place.store.uri(one.file)}: no column {', no column '.join(lacking)}",
-                hint="needed: study_id, patient_id, images or image, findings or impression",
+                hint="`echoray data validate FOLDER` lists all defects of a table",
             )
     if not studies:
         raise InputDataError(f"{place.store.root}: missing, or without records", hint=f"check {key}")
