@@ -92,13 +92,14 @@ def _print(found: list[tuple[str, Finding]], summary: dict[str, int]) -> None:
     from echoray.data.sources.defects import EXPLANATIONS
 
     if found:
+        several = len({source for source, _ in found}) > 1
         table = Table()
-        for column in ("file", "row", "field", "defect", "detail"):
+        for column in (*(["source"] if several else []), "file", "row", "field", "defect", "detail"):
             table.add_column(column, overflow="fold")
-        for _, one in found[:_SHOWN]:
+        for source, one in found[:_SHOWN]:
             row, bad = "" if one.row is None else str(one.row), one.defect
             told = "; ".join(part for part in (EXPLANATIONS.get(bad.code, ""), bad.detail) if part)
-            table.add_row(one.file, row, bad.field, bad.code, told)
+            table.add_row(*([source] if several else []), one.file, row, bad.field, bad.code, told)
         console.print(table)
         if len(found) > _SHOWN:
             console.print(f"... and {len(found) - _SHOWN} more: --json prints all")

@@ -28,6 +28,7 @@ from echoray.data.sources.image_report import (
 from echoray.data.sources.images import is_image
 from echoray.data.sources.index import ARCHIVE, StudyFiles, group_studies, list_source, read_header
 from echoray.data.sources.listed import Listed
+from echoray.data.sources.rows import printable
 from echoray.data.sources.tables import folder_and_file, place_of
 from echoray.errors import InputDataError
 from echoray.storage import Store, open_store
@@ -96,7 +97,7 @@ def _record(run: RunConfig, one: Listed) -> tuple[Finding, ...]:
     defects = list(one.defects)
     if one.study is not None and not any(defect.fatal for defect in defects):
         defects += _read(run, one.study)
-    return tuple(Finding(one.file, one.row, defect) for defect in defects)
+    return tuple(Finding(printable(one.file), one.row, defect) for defect in defects)
 
 
 def _read(run: RunConfig, files: StudyFiles) -> Iterator[Defect]:
@@ -119,8 +120,12 @@ def _dicom(run: RunConfig, store: Store) -> Iterator[tuple[Finding, ...]]:
         study, rejections = read_study(one, key=_KEY, language=run.data.language, max_frames=1)
         paths = {keyed_hash(_KEY, file.name): file.path for file in one.files}
         found = [
-            Finding(paths[bad.record], None, Defect(bad.reason, _ATTRIBUTES.get(bad.reason, ""), bad.detail))
+            Finding(
+                printable(paths[bad.record]),
+                None,
+                Defect(bad.reason, _ATTRIBUTES.get(bad.reason, ""), bad.detail),
+            )
             for bad in rejections
         ]
-        found += [Finding(one.files[0].path, None, defect) for defect in _unusable(study)]
+        found += [Finding(printable(one.files[0].path), None, defect) for defect in _unusable(study)]
         yield tuple(found)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 EXPLANATIONS = MappingProxyType(
     {
-        "bad_csv": "the table cannot be read from here on",
+        "bad_csv": "not as many cells as columns, or quotes that do not match",
         "bad_json": "not valid JSON",
         "bad_task": "expected one of report, diagnosis, vqa for each turn",
         "bad_type": "another type than expected",

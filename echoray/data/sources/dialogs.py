@@ -130,7 +130,7 @@ def _asked(question: str, images: tuple[str, ...], form: Form) -> Any:
 
 
 def _messages(record: Mapping[str, Any], form: Form, defects: list[Defect]) -> Iterator[_Message]:
-    if form == "swift" and "messages" not in record:
+    if form == "swift" and not isinstance(record.get("messages"), list):
         yield from _query_and_response(record, defects)
         return
     key, role_key, text_key = (

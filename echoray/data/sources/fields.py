@@ -33,7 +33,8 @@ ALIASES = MappingProxyType(
 )
 KNOWN = frozenset((*STUDY_FIELDS, *NAMES, *DATES, *STRINGS))
 _DAY = re.compile(r"(\d{4})\s*[-/.年]?\s*(\d{1,2})\s*[-/.月]?\s*(\d{1,2})")
-# An own number of the study is likely to be written in its report; a short one would match measurements.
+# The study's number may stand in its report; its name ("liver") may be a word of the report instead.
+_MIN_DIGITS = 4
 _NUMBERED = re.compile(r"(?=.*\d).{5,}")
 
 
@@ -52,7 +53,7 @@ def identifiers(fields: Mapping[str, str]) -> tuple[str, ...]:
     return written_forms(
         names=[fields[name] for name in NAMES if fields.get(name)],
         dates=[_day(fields[name]) for name in DATES if fields.get(name)],
-        strings=[*(fields[name] for name in STRINGS if fields.get(name)), *numbers],
+        strings=[*(fields[name] for name in STRINGS if _telling(fields.get(name, ""))), *numbers],
     )
 
 
@@ -81,6 +82,11 @@ def field_defects(fields: Mapping[str, str], system_field: str) -> list[Defect]:
     if fields.get(system_field) and system_of(fields[system_field], "") is None:
         found.append(Defect("unknown_system", system_field))
     return found
+
+
+def _telling(value: str) -> bool:
+    """False for nothing, and for a running number so short that a report's measurements would match it."""
+    return bool(value) and not (value.isdigit() and len(value) < _MIN_DIGITS)
 
 
 def _day(value: str) -> str:

@@ -46,7 +46,7 @@ class Place:
 
     def identity(self, *parts: str | int) -> str:
         """A name of a record that no other record of any source has; it may name a patient."""
-        return json.dumps([self.kind, self.number, *parts], ensure_ascii=False)
+        return json.dumps([self.kind, self.number, *parts])
 
     def images(self, paths: Sequence[str], base: str, field: str) -> tuple[list[SourceFile], list[Defect]]:
         """The files that ``paths``, relative to the folder ``base``, name; a defect for each that is none."""
@@ -84,7 +84,7 @@ def study_files(
         files=() if fatal else tuple(files),
         num_images=0 if fatal else len(files),
         kind=place.kind,
-        record=json.dumps(given, ensure_ascii=False),
+        record=json.dumps(given),
     )
 
 

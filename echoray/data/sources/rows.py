@@ -40,6 +40,11 @@ def is_text(text: str) -> bool:
     return True
 
 
+def printable(text: str) -> str:
+    """``text`` with what no terminal can show (undecodable bytes of a name) spelled out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def json_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
     """The records of a ``.jsonl`` file, line by line, or of a JSON file (a list, or one record)."""
     if name.lower().endswith(".jsonl"):
@@ -77,7 +82,8 @@ def csv_rows(content: bytes) -> tuple[list[str], Iterator[Row]]:
     """Column names (lower case) and the rows of a comma-separated table; empty lines are no rows."""
     reader = csv.reader(io.StringIO(decoded(content), newline=""), strict=True)
     try:
-        columns = [name.strip().lower().replace(" ", "_") for name in next(reader, [])]
+        names = [printable(name).strip().lower() for name in next(reader, [])]
+        columns = [name.replace(" ", "_") for name in names]
     except csv.Error:
         columns = []
     return columns, _csv_rows(reader, columns)
@@ -89,9 +95,9 @@ def _csv_rows(reader: Iterator[list[str]], columns: list[str]) -> Iterator[Row]:
         number += 1
         try:
             cells = next(reader, None)
-        except csv.Error:
+        except csv.Error:  # the next call begins with the next line
             yield Row(number, {}, Defect("bad_csv"))
-            return
+            continue
         if cells is None:
             return
         if not any(cell.strip() for cell in cells):

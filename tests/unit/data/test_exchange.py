@@ -65,6 +65,41 @@ def test_any_conversation_survives_any_two_formats(dialog: Dialog, first: Form, 
     assert encode(parse(other)[0], first) == record
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from(["user", "gpt", "text", "<image>", "a.png", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["from", "role", "value", "content", "type", "image_url", "text"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+KEYS = [
+    "id",
+    "image",
+    "images",
+    "conversations",
+    "messages",
+    "query",
+    "response",
+    "history",
+    "tasks",
+    "language",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), JSON))
+def test_no_record_whatever_ends_the_reading_and_a_usable_one_has_turns(record: dict[str, Any]) -> None:
+    dialog, defects = parse(record)
+    assert any(one.fatal for one in defects) or all(text for turn in dialog.turns for text in turn)
+    assert defects or dialog.turns
+
+
 def test_every_question_of_our_own_has_its_task() -> None:
     for language in ("en", "zh"):
         vqa = [ORGAN_QUESTIONS[language][0], SIZE_QUESTIONS[language], SHADOW_QUESTIONS[language][0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -173,6 +174,27 @@ def test_one_undecodable_row_of_a_table_takes_no_other_with_it(tmp_path: Path) -
     run = run_with(image_report_uris=[str(tmp_path)])
     rows, reasons = prepared(run.data, list(list_tables(run)[0].studies))
     assert reasons == {"read: not_utf8": 1} and [row["findings"] for row in rows] == ["肝脏正常"] * 2
+
+
+def test_quotes_that_do_not_match_cost_their_line_and_running_numbers_no_measurement(tmp_path: Path) -> None:
+    write_picture(tmp_path / "1.png", 1)
+    lines = [f'S-{n},12,1.png,"A liver cyst of 12 mm."' for n in range(3)]
+    lines[1] = 'S-1,12,1.png,"A cyst" of 12 mm."'
+    (tmp_path / "studies.csv").write_text("\n".join(["study_id,patient_id,image,findings", *lines, "S-4,12"]))
+    run = run_with(image_report_uris=[str(tmp_path)])
+    rows, reasons = prepared(run.data, list(list_tables(run)[0].studies))
+    assert reasons == {"read: bad_csv": 2}
+    assert [row["findings"] for row in rows] == ["A liver cyst of 12 mm."] * 2
+
+
+def test_a_folder_with_a_name_in_another_encoding_is_read(tmp_path: Path) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), "张三".encode("gbk"))  # noqa: PTH118 (bytes)
+    write_picture(tmp_path / "new" / "1.png", 1)
+    (tmp_path / "new" / "report.txt").write_text("The liver is smooth.")
+    os.rename(tmp_path / "new", folder)  # noqa: PTH104
+    run = run_with(image_report_uris=[str(tmp_path)])
+    rows, reasons = prepared(run.data, list(list_tables(run)[0].studies))
+    assert not reasons and len(rows) == 1
 
 
 def test_a_table_without_a_column_and_a_source_without_records_are_refused(tmp_path: Path) -> None:
