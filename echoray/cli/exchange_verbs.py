@@ -32,15 +32,14 @@ def validate(
 
     run = resolve(config, overrides)
     chosen = _one_of(form, checks.FORMATS, "--format")
-    records = 0
+    records = defective = 0
     found: list[tuple[str, Finding]] = []
-    counts: Counter[str] = Counter()
     for source in sources:
-        for findings in checks.validate(run, source, chosen):
-            records += 1
-            counts["defective"] += bool(findings)
-            found += [(source, one) for one in findings]
-    summary = {"records": records, "defective": counts["defective"], "defects": len(found)}
+        for checked in checks.validate(run, source, chosen):
+            records += checked.is_record
+            defective += checked.is_record and bool(checked.findings)
+            found += [(source, one) for one in checked.findings]
+    summary = {"records": records, "defective": defective, "defects": len(found)}
     if as_json:
         typer.echo(json.dumps({**summary, "found": [_plain(*one) for one in found]}, ensure_ascii=False))
     else:

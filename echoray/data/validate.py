@@ -54,8 +54,16 @@ class Finding:
     defect: Defect
 
 
-def validate(run: RunConfig, uri: str, form: Format) -> Iterator[tuple[Finding, ...]]:
-    """The findings of each record of the source at ``uri``, an empty tuple for a clean one.
+@dataclass(frozen=True)
+class Checked:
+    """The findings of one record (none of a clean one), or of a table as a whole."""
+
+    findings: tuple[Finding, ...]
+    is_record: bool = True
+
+
+def validate(run: RunConfig, uri: str, form: Format) -> Iterator[Checked]:
+    """Check each record of the source at ``uri``.
 
     Everything is read as the run's data step would, images included.
     Raises InputDataError where there is nothing to validate.
@@ -93,11 +101,12 @@ def _detected(sizes: Mapping[str, int], only: str) -> str:
     return IMAGE_REPORT if all(map(is_image, sizes)) else "dicom"
 
 
-def _record(run: RunConfig, one: Listed) -> tuple[Finding, ...]:
+def _record(run: RunConfig, one: Listed) -> Checked:
     defects = list(one.defects)
     if one.study is not None and not any(defect.fatal for defect in defects):
         defects += _read(run, one.study)
-    return tuple(Finding(printable(one.file), one.row, defect) for defect in defects)
+    findings = tuple(Finding(printable(one.file), one.row, defect) for defect in defects)
+    return Checked(findings, one.study is not None)
 
 
 def _read(run: RunConfig, files: StudyFiles) -> Iterator[Defect]:
@@ -114,7 +123,7 @@ def _unusable(study: Study | None) -> Iterator[Defect]:
         yield Defect(reason)
 
 
-def _dicom(run: RunConfig, store: Store) -> Iterator[tuple[Finding, ...]]:
+def _dicom(run: RunConfig, store: Store) -> Iterator[Checked]:
     files = list_source(store, ARCHIVE).files
     for one in group_studies(files, [read_header(file) for file in files]):
         study, rejections = read_study(one, key=_KEY, language=run.data.language, max_frames=1)
@@ -128,4 +137,4 @@ def _dicom(run: RunConfig, store: Store) -> Iterator[tuple[Finding, ...]]:
             for bad in rejections
         ]
         found += [Finding(printable(one.files[0].path), None, defect) for defect in _unusable(study)]
-        yield tuple(found)
+        yield Checked(tuple(found))

@@ -77,4 +77,4 @@ def test_tables_and_conversations_become_shards_and_go_out_to_s3_and_back(
     back = run_on(s3_server, tmp_path / "w3", 1, conversation_uris=[out.uri(report.file)])
     (listing,) = list_tables(back)
     assert len(listing.studies) == report.num_conversations == 24
-    assert not [finding for findings in validate(back, out.root, "openai") for finding in findings]
+    assert not [one for checked in validate(back, out.root, "openai") for one in checked.findings]

@@ -28,6 +28,7 @@ EXPLANATIONS = MappingProxyType(
         "no_patient": "without a patient, two studies of one may fall into different splits",
         "no_report": "neither report nor conversation",
         "not_dicom": "not a DICOM file",
+        "not_image": "expected a .png, .jpg or .jpeg file",
         "not_ultrasound": "Modality (0008,0060) is neither US nor SR",
         "not_utf8": "not UTF-8 text (tables and reports may also be GB18030)",
         "patient_conflict": "more than one patient under one Study Instance UID",

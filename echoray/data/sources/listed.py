@@ -13,7 +13,7 @@ import numpy as np
 
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.sources.defects import Defect, first_fatal
-from echoray.data.sources.images import decode_image
+from echoray.data.sources.images import decode_image, is_image
 from echoray.data.sources.index import SourceFile, StudyFiles
 from echoray.storage import Store
 from echoray.types import Frame, Rejection
@@ -54,7 +54,7 @@ class Place:
         defects: list[Defect] = []
         for number, path in enumerate(paths, start=1):
             inside = posixpath.normpath(posixpath.join(base, path.replace("\\", "/")))
-            code = _path_defect(path, inside) or (None if inside in self.sizes else "missing_image")
+            code = _path_defect(path, inside, self.sizes)
             if code is None:
                 files.append(self.file(inside))
             else:
@@ -62,14 +62,16 @@ class Place:
         return files, defects
 
 
-def _path_defect(path: str, inside: str) -> str | None:
+def _path_defect(path: str, inside: str, there: Mapping[str, int]) -> str | None:
     if path.lower().startswith("data:"):
         return "inline_image"
     if "://" in path and not path.lower().startswith("file:"):
         return "remote_url"
     if inside.startswith(("/", "../")) or inside == ".." or _SCHEME.match(path):
         return "image_outside"
-    return None
+    if not is_image(inside):
+        return "not_image"
+    return None if inside in there else "missing_image"
 
 
 def study_files(

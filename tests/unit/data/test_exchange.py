@@ -237,6 +237,9 @@ def test_validation_names_rows_and_fields_of_a_table_and_quotes_nothing(tmp_path
         assert not [word for word in ("Blackwood", "P-1", "S-3", "spleen", "smooth") if word in output]
     write_table(tmp_path, [good])
     assert validated(str(tmp_path)) == (0, {"records": 1, "defective": 0, "defects": 0, "found": []})
+    (tmp_path / "studies.csv").write_text("study_id,patient_id,image,findings,ward\nS-1,P-1,1.png,liver,7\n")
+    code, found = validated(str(tmp_path))
+    assert (code, found["records"], found["defective"], found["defects"]) == (1, 1, 0, 1)
     (tmp_path / "studies.csv").write_text("study_id,image,findings,ward\nS-1,1.png,liver,7\n")
     code, found = validated(str(tmp_path))
     expected = {

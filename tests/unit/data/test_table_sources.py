@@ -114,6 +114,7 @@ def test_a_table_gives_clean_rows_and_every_bad_one_a_reason(tmp_path: Path) -> 
         {**good, "study_id": "S-3", "images": "p/9.png"},
         {**good, "study_id": "S-4", "images": "../other.png"},
         {**good, "study_id": "S-5", "images": "https://host/a.png"},
+        {**good, "study_id": "S-11", "images": "p/1.png;studies.csv"},
         {**good, "study_id": "S-6", "system": "spleen"},
         {**good, "study_id": "S-7", "images": "p/1.png;p/broken.png"},
         {**good, "study_id": "S-8", "images": ""},
@@ -126,7 +127,8 @@ def test_a_table_gives_clean_rows_and_every_bad_one_a_reason(tmp_path: Path) -> 
     rows, reasons = prepared(run.data, list(listing.studies))
     assert reasons == {
         "read: duplicate_id": 1, "read: no_id": 1, "read: missing_image": 1, "read: image_outside": 1,
-        "read: remote_url": 1, "read: unknown_system": 1, "read: unreadable_image": 1, "studies: no_image": 1,
+        "read: remote_url": 1, "read: not_image": 1,
+        "read: unknown_system": 1, "read: unreadable_image": 1, "studies: no_image": 1,
         "studies: no_report": 1, "studies: unknown_system": 1,
     }  # fmt: skip
     (row,) = rows
