@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from echoray.cli import exchange_verbs
+from echoray.cli.data_forget import forget
 from echoray.cli.data_statistics import stats
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from echoray.types import ArtifactRef
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
+app.command()(forget)
+app.command()(stats)
+app.command("validate")(exchange_verbs.validate)
+app.command("export")(exchange_verbs.export)
 
 
 @app.command()
@@ -54,9 +60,6 @@ def tokenize(
     with pipeline(resolve(config, overrides, workspace)) as steps:
         _tell(steps, steps.shards)
         print_ledger(steps, steps.studies, steps.shards)
-
-
-app.command()(stats)
 
 
 def _tell(steps: Pipeline, ref: ArtifactRef) -> None:

@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,6 +68,22 @@ class Batch:
     grid_thw_I3: NDArray[np.int64]
 
 
+@cache
+def shard_schema() -> pa.Schema:
+    """Columns of a shard, with the schema version in the metadata; images are PNG."""
+    import pyarrow as pa
+
+    texts = ("example_id", "study_hash", "system", "task", "language", "prompt", "answer")
+    fields = [
+        *((name, pa.string()) for name in texts),
+        *((name, pa.list_(pa.int32())) for name in ("input_ids", "labels", "grid_thw")),
+        ("images", pa.list_(pa.binary())),
+        *((name, pa.int64()) for name in ("num_tokens", "num_image_tokens", "num_answer_tokens")),
+        ("truncated", pa.bool_()),
+    ]
+    return pa.schema(fields, metadata={SCHEMA_KEY: SHARD_SCHEMA})
+
+
 def load_examples(
     store: Store, shards: ArtifactRef, split: Split, tasks: Sequence[str] | None = None
 ) -> list[Example]:
@@ -101,11 +118,6 @@ def open_shard(store: Store, path: str) -> Iterator[pq.ParquetFile]:
                 hint="delete the shards artifact and run `echoray data tokenize`",
             )
         yield shard
-
-
-def part_files(store: Store, path: str) -> list[str]:
-    """The Parquet parts below ``path``, in order."""
-    return [one for one in store.list(path) if one.rpartition("/")[2].startswith("part-")]
 
 
 def _example(row: dict[str, object]) -> Example:

@@ -15,14 +15,13 @@ CELL_PX = PATCH_PX * MERGE  # one image token
 _CONTENT_LEVEL = 12  # grey levels above which a pixel counts as content
 _MIN_CELLS = 4  # Qwen2-VL's processor enlarges what is smaller
 _MAX_ASPECT = 8  # of a grid; content that is narrower still stands on black
-_MAX_ENLARGEMENT = 2  # beyond it, a thumbnail would cost tokens and show nothing more
 
 
 def model_picture(pixels_HW3: NDArray[np.uint8], size_px: int, layout: ImageLayout) -> bytes:
     """PNG of at most size_px**2 pixels with sides that are multiples of 28, so that no processor resizes it.
 
     Cut to the content, scaled with its aspect kept and centred on black. "dynamic": on the grid of cells that
-    shows the content largest, of such the smallest; "square": on size_px x size_px.
+    shows the content largest but not enlarged, of such the smallest; "square": on size_px x size_px.
     """
     from PIL import Image
 
@@ -31,7 +30,8 @@ def model_picture(pixels_HW3: NDArray[np.uint8], size_px: int, layout: ImageLayo
     rows, columns = _grid(height, width, size_px, layout)
     # The scale times height times width: an integer, so that no rounding decides between grids.
     fit = _fit(rows, columns, height, width, layout)
-    size = (max(1, round(fit / height)), max(1, round(fit / width)))
+    # Rounded up, so that the picture of a picture has the same grid.
+    size = (-(-fit // height), -(-fit // width))
     scaled = Image.fromarray(content).resize(size, Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (columns * CELL_PX, rows * CELL_PX))
     canvas.paste(scaled, ((canvas.width - size[0]) // 2, (canvas.height - size[1]) // 2))
@@ -64,7 +64,7 @@ def _grids(max_cells: int) -> tuple[tuple[int, int], ...]:
 def _fit(rows: int, columns: int, height: int, width: int, layout: ImageLayout) -> int:
     """The largest scale at which the content fits the grid, times height times width."""
     fit = CELL_PX * min(rows * width, columns * height)
-    return fit if layout == "square" else min(fit, _MAX_ENLARGEMENT * height * width)
+    return fit if layout == "square" else min(fit, height * width)
 
 
 def content_of(pixels_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:

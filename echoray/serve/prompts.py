@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from echoray.config import ServeConfig
 from echoray.data.batch import grid_of
+from echoray.data.conversations import RESERVED
 from echoray.data.frames import model_picture
-from echoray.data.tokens import RESERVED, num_image_tokens
+from echoray.data.tokens import num_image_tokens
 from echoray.serve.engine import Prompt, Sampling
 from echoray.serve.exported import ExportedModel
 from echoray.serve.protocol import ChatRequest, ImagePart, Message, RequestError, TextPart

@@ -92,7 +92,7 @@ def test_stream_and_whole_answer_hold_the_same_text(server: Server, urls: tuple[
     assert whole.usage.completion_tokens == 40
     assert whole.choices[0].finish_reason == "length"
     assert whole.system_fingerprint == "f00dcafe"
-    # 80 and 50 px are scaled to 56 x 56 px, the wide one to 112 x 28: 4 merged patches each.
+    # 80 and 50 px are scaled to 56 x 56 px, the wide one stands on 112 x 28: 4 merged patches each.
     text_only = server.client.chat.completions.create(**chat("Describe it.", max_tokens=1)).usage
     assert text_only is not None
     assert whole.usage.prompt_tokens == text_only.prompt_tokens + len(urls) * (4 + 2)

@@ -6,16 +6,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from echoray.data.batch import PATCH_PX, open_shard, part_files
+from echoray.data.batch import PATCH_PX, open_shard
+from echoray.data.clean import clean_rows
 from echoray.data.ledger import LEDGER_FILE
 from echoray.data.statistics.distribution import Distribution
 from echoray.storage import Store
 from echoray.types import SPLITS, ArtifactRef, Report
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
 
 SCHEMA_VERSION = 1
 _ROWS_AT_A_TIME = 1024
@@ -119,14 +117,12 @@ class _Tally:
 def collect(store: Store, studies: ArtifactRef, shards: ArtifactRef) -> Statistics:
     """The statistics of two finished artifacts."""
     tally = _Tally()
-    for path in part_files(store, studies.path):
-        for row in _study_rows(store, path):
-            tally.study(row)
+    for row in clean_rows(store, studies, _STUDY_COLUMNS):
+        tally.study(row)
     for split in SPLITS:
-        for path in part_files(store, f"{shards.path}/{split}"):
-            with open_shard(store, path) as shard:
-                for row in _rows(shard, _EXAMPLE_COLUMNS):
-                    tally.example(row, split)
+        for path in store.list(f"{shards.path}/{split}"):
+            for row in _shard_rows(store, path):
+                tally.example(row, split)
     ledgers = [json.loads(store.read_bytes(f"{ref.path}/{LEDGER_FILE}")) for ref in (studies, shards)]
     lengths = {
         name: Distribution(dict(sorted(tally.lengths[name].items()))) for name in sorted(tally.lengths)
@@ -150,13 +146,7 @@ def _examples(kind: _Key, counts: Mapping[str, int]) -> Examples:
     return Examples(*kind, num_examples, num_truncated, *tokens)
 
 
-def _study_rows(store: Store, path: str) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    with store.open(path) as handle:
-        yield from _rows(pq.ParquetFile(handle), _STUDY_COLUMNS)
-
-
-def _rows(part: ParquetFile, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    for batch in part.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=list(columns)):
-        yield from batch.to_pylist()
+def _shard_rows(store: Store, path: str) -> Iterator[dict[str, Any]]:
+    with open_shard(store, path) as shard:
+        for batch in shard.iter_batches(_ROWS_AT_A_TIME, columns=list(_EXAMPLE_COLUMNS)):
+            yield from batch.to_pylist()

@@ -58,11 +58,18 @@ def test_every_picture_keeps_its_budget_and_its_aspect(height: int, width: int, 
     # Both sides are rounded to whole pixels, of which each has at least one; nothing else is stretched.
     if min(shown_height, shown_width) > 1:
         assert abs(shown_height * width - shown_width * height) <= height + width
-    assert shown_height <= 2 * height and shown_width <= 2 * width
-    # What the square shows is never larger, unless it enlarges beyond twice the content.
+    assert shown_height <= height and shown_width <= width
+    # What the square shows is never larger, unless it enlarges.
     square_height, square_width = extent(drawn(height, width, size_px, "square"))
-    assert shown_height >= min(square_height, 2 * height)
-    assert shown_width >= min(square_width, 2 * width)
+    assert shown_height >= min(square_height, height)
+    assert shown_width >= min(square_width, width)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, st.sampled_from(BUDGETS_PX))
+def test_the_picture_of_a_picture_is_the_picture(height: int, width: int, size_px: int) -> None:
+    once = model_picture(np.full((height, width, 3), 255, np.uint8), size_px, "dynamic")
+    assert model_picture(np.asarray(Image.open(io.BytesIO(once))), size_px, "dynamic") == once
 
 
 @pytest.mark.parametrize("size_px", BUDGETS_PX)
@@ -85,7 +92,7 @@ def test_transformers_processor_with_this_budget_leaves_our_pictures_unchanged(
         (480, 640, 168, (140, 196)),
         (640, 480, 168, (196, 140)),
         (500, 500, 392, (392, 392)),
-        (30, 50, 392, (84, 112)),  # no more than twice its size
+        (30, 50, 392, (56, 56)),  # not enlarged
     ],
 )
 def test_a_frame_gets_the_grid_that_shows_it_largest(

@@ -151,9 +151,9 @@ def test_pictures_are_never_read(store: Store, monkeypatch: pytest.MonkeyPatch) 
     asked: list[str] = []
     original = pq.ParquetFile.iter_batches
 
-    def spy(self: pq.ParquetFile, **options: Any) -> Any:
+    def spy(self: pq.ParquetFile, *rows: int, **options: Any) -> Any:
         asked.extend(options["columns"])
-        return original(self, **options)
+        return original(self, *rows, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     collect(store, STUDIES, SHARDS)

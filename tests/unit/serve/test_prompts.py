@@ -64,7 +64,7 @@ def test_a_prompt_and_its_pictures_equal_those_of_training(
     prompt, _ = prompter.render(request(text, num_images))
     training = ConversationTokenizer(WEIGHTS, 1024)
     grids = [grid_of(one) for one in prompt.images]
-    assert grids == [(1, 6, 10)] * num_images  # the grid of 40 x 70 pixels at twice their size
+    assert grids == [(1, 4, 6)] * num_images  # of 40 x 70 pixels
     expected = training.prompt_text(text, language, grids)
     assert expand_images(prompt.text, grids) == expected
     assert prompt.num_tokens == len(training.tokenizer(expected).input_ids)
