@@ -48,10 +48,11 @@ class Region:
 
 @dataclass(frozen=True)
 class Frame:
-    """One key frame: ``pixels`` is uint8 RGB of shape (H, W, 3)."""
+    """One key frame: ``pixels`` is uint8 RGB of shape (H, W, 3), ``cine`` its file's place in the study."""
 
     pixels: NDArray[np.uint8]
     regions: tuple[Region, ...] = ()
+    cine: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from echoray.cli.deid_audit import deid_audit
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from echoray.types import ArtifactRef
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
+app.command("deid-audit")(deid_audit)
 
 
 @app.command()

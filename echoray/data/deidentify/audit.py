@@ -25,6 +25,7 @@ GROUPS = ("kind", "language", "style", "tag")
 CONFIDENCE = 0.95
 # A glyph (connected pixels of ink) is gone if at most this share of it looks as before, to so many levels.
 _MAX_LEFT, _SAME_LEVELS = 0.3, 12
+_VISIBLE_LEVELS = 16  # on average, from the pixels around the glyph
 _MIN_GLYPH_PX = 6  # dots and commas say nothing
 _MIN_KEPT = 0.98  # of a kept mark's pixels are the very same
 
@@ -118,14 +119,22 @@ def _outcomes(index: int, one: LabelledFrame, clean_HW3: NDArray[np.uint8]) -> I
 
 
 def _gone(mark: Mark, before_HW3: NDArray[np.uint8], after_HW3: NDArray[np.uint8]) -> bool:
-    """Whether no glyph is left that looks as before."""
+    """Whether no glyph is left that looks as before and stands out from what is around it."""
     import cv2
 
-    left_HW = _change(mark, before_HW3, after_HW3) <= _SAME_LEVELS
+    left_HW = (_change(mark, before_HW3, after_HW3) <= _SAME_LEVELS) & mark.ink_HW
     count, glyph_HW = cv2.connectedComponents(mark.ink_HW.astype(np.uint8), connectivity=8)
-    sizes = np.bincount(glyph_HW.ravel(), minlength=count)[1:]
-    left = np.bincount(glyph_HW[left_HW].ravel(), minlength=count)[1:]
-    return not bool(((left > _MAX_LEFT * sizes) & (sizes >= _MIN_GLYPH_PX)).any())
+    area = np.s_[mark.box.y0 : mark.box.y1, mark.box.x0 : mark.box.x1]
+    grey_HW = after_HW3[area].max(axis=2).astype(np.float32)
+    for number in range(1, count):
+        ink_HW = glyph_HW == number
+        size = int(ink_HW.sum())
+        if size < _MIN_GLYPH_PX or int((left_HW & ink_HW).sum()) <= _MAX_LEFT * size:
+            continue
+        ring_HW = cv2.dilate(ink_HW.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool) & ~mark.ink_HW
+        if ring_HW.any() and abs(grey_HW[ink_HW].mean() - grey_HW[ring_HW].mean()) > _VISIBLE_LEVELS:
+            return False
+    return True
 
 
 def _kept(mark: Mark, before_HW3: NDArray[np.uint8], after_HW3: NDArray[np.uint8]) -> bool:

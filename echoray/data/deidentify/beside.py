@@ -52,34 +52,31 @@ def body_marks(
     outside_HW = bright_HW.copy()
     for box in scan:
         outside_HW[box.y0 : box.y1, box.x0 : box.x1] = 0
-    joined_HW = cv2.morphologyEx(
-        outside_HW, cv2.MORPH_CLOSE, np.ones((_MARK_JOIN_PX, _MARK_JOIN_PX), np.uint8)
-    )
+    join = np.ones((_MARK_JOIN_PX, _MARK_JOIN_PX), np.uint8)
+    joined_HW = cv2.morphologyEx(bright_HW, cv2.MORPH_CLOSE, join)
     _, _, stats, _ = cv2.connectedComponentsWithStats(joined_HW, connectivity=8)
     blocked = list(texts)
     found = []
     for x, y, w, h, _ in stats[1:].tolist():
         box = Box(x, y, x + w, y + h)
         sized = all(_MARK_SHARE[0] * height <= side <= _MARK_SHARE[1] * height for side in (w, h))
-        if sized and y >= top and max(w, h) <= _MARK_ASPECT * min(w, h):
-            around = _around(box, round(_MARK_GAP * max(w, h)), bright_HW.shape)
-            alone = int(bright_HW[around].sum()) == int(outside_HW[y : y + h, x : x + w].sum())
-            if (
-                alone
-                and not any(meet(box, text) for text in blocked)
-                and _is_outline(outside_HW, joined_HW, box)
-            ):
-                found.append(box)
+        if not sized or y < top or max(w, h) > _MARK_ASPECT * min(w, h):
+            continue
+        around = _around(box, round(_MARK_GAP * max(w, h)), bright_HW.shape)
+        own = int(outside_HW[y : y + h, x : x + w].sum())
+        alone = 0 < own == int(outside_HW[around].sum())
+        if alone and not any(meet(box, text) for text in blocked) and _is_outline(bright_HW, joined_HW, box):
+            found.append(box)
     return found
 
 
-def _is_outline(outside_HW: NDArray[np.uint8], joined_HW: NDArray[np.uint8], box: Box) -> bool:
+def _is_outline(bright_HW: NDArray[np.uint8], joined_HW: NDArray[np.uint8], box: Box) -> bool:
     """Whether a box holds little ink and its lines enclose much of it."""
     import cv2
 
     area = np.s_[box.y0 : box.y1, box.x0 : box.x1]
     size = (box.y1 - box.y0) * (box.x1 - box.x0)
-    if outside_HW[area].sum() > _MARK_INK * size:
+    if bright_HW[area].sum() > _MARK_INK * size:
         return False
     walls_HW = np.pad(joined_HW[area], 1)
     cv2.floodFill(walls_HW, None, (0, 0), 2)

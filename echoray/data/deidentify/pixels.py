@@ -30,7 +30,11 @@ _MARGIN_PX = 2
 _INPAINT_RADIUS_PX = 3
 _MAX_COMMON = 0.5  # of the lower box's height: neighbours' boxes overlap by less, the same text's by more
 _FLAT_LEVELS = 40  # a row between two lines of text varies by less
+# Ink of one text: its colour to so many levels, with gaps of that share of the box's height, over at most
+# that many heights beyond the box.
+_INK_LEVELS, _MAX_GAP, _MAX_RUN = 48, 0.3, 1.5
 _SHORT = 3  # letters of initials
+_RINGS = re.compile("[0OoCDQ]{0,3}")  # as which the ovals of a drawing are read
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,11 @@ def decide(
 def _with_body_marks(
     frame: Frame, scan: Sequence[Box], read: Sequence[ReadText], boxes: Sequence[TextBox]
 ) -> list[TextBox]:
-    """The body marks as well, and without what was found in them that has not one letter or digit."""
-    empty = [not _letters(one.text) for one in read]
+    """The body marks as well, and without what was found in them that reads as rings or as nothing certain."""
+    empty = [
+        bool(_RINGS.fullmatch(_letters(one.text))) or (one.score < MIN_SCORE and _by_chance(one.text))
+        for one in read
+    ]
     texts = [box.box for box, nothing in zip(boxes, empty, strict=True) if not box.kept and not nothing]
     top = round(BANNER_SHARE * frame.pixels.shape[0])
     marks = body_marks(frame.pixels, scan, texts, top=top)
@@ -203,7 +210,7 @@ def _removal(pixels_HW3: NDArray[np.uint8], removed: Sequence[Box], kept: Sequen
     height, width = pixels_HW3.shape[:2]
     gone_HW = np.zeros((height, width), bool)
     for box in removed:
-        grown = _grown(box, width, height)
+        grown = _grown(_to_the_end(pixels_HW3, box), width, height)
         own_HW = np.ones((grown.y1 - grown.y0, grown.x1 - grown.x0), bool)
         for other in kept:
             spared = _spared(pixels_HW3, grown, other)
@@ -213,6 +220,35 @@ def _removal(pixels_HW3: NDArray[np.uint8], removed: Sequence[Box], kept: Sequen
                 ] = False
         gone_HW[_slice(grown)] |= own_HW
     return gone_HW
+
+
+def _to_the_end(pixels_HW3: NDArray[np.uint8], box: Box) -> Box:
+    """The box, longer where ink of its colour goes on: a reader's box may end before its text does."""
+    inside = pixels_HW3[_slice(box)].reshape(-1, 3).astype(np.int16)
+    ground = np.median(inside, axis=0)
+    far = np.abs(inside - ground).max(axis=1) > _INK_LEVELS
+    if not far.any():
+        return box
+    colour = np.median(inside[far], axis=0)
+    height = box.y1 - box.y0
+    reach = round(_MAX_RUN * height)
+    first, last = max(0, box.x0 - reach), min(pixels_HW3.shape[1], box.x1 + reach)
+    strip = pixels_HW3[box.y0 : box.y1, first:last].astype(np.int16)
+    ink = (np.abs(strip - colour).max(axis=2) < _INK_LEVELS) & (
+        np.abs(strip - ground).max(axis=2) > _INK_LEVELS
+    )
+    columns = first + np.flatnonzero(ink.any(axis=0))
+    x0, x1 = box.x0, box.x1
+    gap = _MAX_GAP * height
+    for column in columns[columns >= box.x1]:
+        if column - x1 > gap:
+            break
+        x1 = int(column) + 1
+    for column in columns[columns < box.x0][::-1]:
+        if x0 - column > gap:
+            break
+        x0 = int(column)
+    return replace(box, x0=x0, x1=x1)
 
 
 def _spared(pixels_HW3: NDArray[np.uint8], removed: Box, kept: Box) -> Box | None:

@@ -25,7 +25,7 @@ _BRIGHT, _LONE_PX, _LONE_HEIGHT_SHARE, _LONE_ASPECT, _LONE_INK, _LONE_RING_PX = 
     (0.1, 0.9),
     3,
 )
-_MAX_LONE = 80
+_MAX_LONE, _LONE_MIN_SCORE = 80, 0.9  # speckle looks like characters to a reader that is told to see one
 _LINE_MARGIN_PX = 4
 
 
@@ -73,9 +73,9 @@ class RapidTextReader:
         """Text with its box; an empty list where nothing looks like text."""
         crops, boxes = self._detect(pixels_HW3)
         lone = _lone_characters(pixels_HW3, boxes)
-        crops += [_crop(pixels_HW3, box) for box in lone]
-        boxes += lone
-        return [ReadText(box, *line) for box, line in zip(boxes, self._recognise(crops), strict=True)]
+        lines = self._recognise([*crops, *(_crop(pixels_HW3, box) for box in lone)])
+        read = [ReadText(box, *line) for box, line in zip((*boxes, *lone), lines, strict=True)]
+        return read[: len(boxes)] + [one for one in read[len(boxes) :] if one.score >= _LONE_MIN_SCORE]
 
     def _detect(self, pixels_HW3: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], list[Box]]:
         """Upright crops (BGR) of what looks like text, and their boxes."""

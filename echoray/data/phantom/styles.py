@@ -51,7 +51,7 @@ STYLES = (
         ((0, 0, 1, 0.1),),
     ),
     Style(
-        "institution first, indices in the bar",
+        "indices in the bar",
         (0.16, 0.13, 0.9, 0.93),
         (
             Stack(0.01, 0.008, ("institution", "name|operator")),
@@ -118,7 +118,7 @@ STYLES = (
         ((0, 0.9, 1, 1),),
     ),
     Style(
-        "corners without a bar",
+        "corners, no bar",
         (0.18, 0.16, 0.82, 0.88),
         (
             Stack(0.02, 0.02, ("institution", "identifier", "name|age_sex")),
@@ -132,7 +132,7 @@ STYLES = (
         ),
     ),
     Style(
-        "identity over the scan",
+        "over the scan",
         (0.12, 0.02, 0.95, 0.94),
         (
             Stack(0.02, 0.02, ("name", "identifier", "date")),

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +128,7 @@ def _study(files: StudyFiles, group: Sequence[_Instance], key: bytes, language: 
         patient_key=keyed_hash(key, patient_id or first.patient_name or files.identity),
         system=named_system(first.words) or (named_system(report.text) if report else None),
         language=language,
-        frames=tuple(frame for one in images for frame in one.frames),
+        frames=tuple(replace(frame, cine=cine) for cine, one in enumerate(images) for frame in one.frames),
         report=report,
         source=files.files[0].source,
         identifiers=tuple(dict.fromkeys(value for one in group for value in one.identifiers)),

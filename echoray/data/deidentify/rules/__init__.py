@@ -54,7 +54,8 @@ class Rules:
 
     def allowed(self, text: str) -> str | None:
         """The category for which ``text`` may stay, or None."""
-        return _first(self.allow, text.strip()) or self.vocabulary.category(text)
+        tight = re.sub(r"\s+", "", text)  # text readers part letters that stand apart
+        return _first(self.allow, text.strip()) or _first(self.allow, tight) or self.vocabulary.category(text)
 
 
 def rules_digest() -> str:
