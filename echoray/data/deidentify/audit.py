@@ -105,13 +105,14 @@ def run_audit(num_overlays: int, *, seed: int, progress: Progress | None = None)
     for index in range(num_overlays):
         one = labelled_frame(index, seed=seed)
         known = _header_strings(one.identity) if one.in_header else ()
-        outcomes += _outcomes(index, one, deidentifier.clean_frame(one.frame, known).pixels)
+        outcomes += mark_outcomes(index, one, deidentifier.clean_frame(one.frame, known).pixels)
         if progress is not None:
             progress("audit", index + 1, num_overlays)
     return AuditReport(num_overlays, seed, tuple(outcomes))
 
 
-def _outcomes(index: int, one: LabelledFrame, clean_HW3: NDArray[np.uint8]) -> Iterator[Outcome]:
+def mark_outcomes(index: int, one: LabelledFrame, clean_HW3: NDArray[np.uint8]) -> Iterator[Outcome]:
+    """How each mark of a frame fared in ``clean_HW3``."""
     for mark in one.marks:
         good = (_gone if mark.goes else _kept)(mark, one.frame.pixels, clean_HW3)
         box = (mark.box.x0, mark.box.y0, mark.box.x1, mark.box.y1)

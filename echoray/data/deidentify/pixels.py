@@ -118,7 +118,7 @@ def decide(
 def _with_body_marks(
     frame: Frame, scan: Sequence[Box], read: Sequence[ReadText], boxes: Sequence[TextBox]
 ) -> list[TextBox]:
-    """The body marks as well, and without what was found in them that reads as rings or as nothing certain."""
+    """The body marks as well, and without what was found in them that reads as rings or nothing certain."""
     empty = [
         bool(_RINGS.fullmatch(_letters(one.text))) or (one.score < MIN_SCORE and _by_chance(one.text))
         for one in read
