@@ -55,7 +55,7 @@ def test_no_rule_lists_what_the_frames_are_signed_with(frames: list[LabelledFram
     for one in frames:
         who = one.identity
         parts = (*who.patient.dicom_name.split("^"), who.patient.patient_id, who.visit.hospital)
-        assert not [part for part in parts if part.casefold() in rules], who
+        assert not [part for part in parts if len(part) > 1 and part.casefold() in rules], who
 
 
 def outcomes(frames: list[LabelledFrame], shade: int | None) -> AuditReport:
