@@ -1,10 +1,10 @@
 """From DICOM files to clean pictures: speed against a plain path, scaling, memory as the corpus grows.
 
-``python -m tests.benchmarks.prepare frames`` decodes, de-identifies and resizes the same studies twice, on one
-thread: by ``PrepareStudies``, and by the plain path that one would write first (every frame decoded, read by
-RapidOCR with its defaults, every piece of text painted black, PIL, Qwen2-VL's image processor).
-``... scaling`` runs the whole step on Ray with one and with two workers. ``... memory`` runs it on a corpus and
-on one ten times as large and prints the most that the driver, and all that it started, held.
+``python -m tests.benchmarks.prepare frames`` decodes, de-identifies and resizes the same studies twice, on
+one thread: by ``PrepareStudies``, and by the plain path that one would write first (every frame decoded, read
+by RapidOCR with its defaults, every piece of text painted black, PIL, Qwen2-VL's image processor).
+``... scaling`` runs the whole step on Ray with one and with two workers. ``... memory`` runs it on a corpus
+and on one ten times as large and prints the most that the driver, and all that it started, held.
 """
 
 from __future__ import annotations
