@@ -4,3 +4,7 @@ Research software, not a medical device: generated reports are drafts for a clin
 """
 
 __version__ = "0.1.0"
+
+from echoray.auto_classes import announce as _announce
+
+_announce()

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,20 +59,7 @@ def find(store: Store, ref: ArtifactRef) -> Manifest | None:
     content = _read_if_there(store, path)
     if content is None:
         return None
-    try:
-        raw = json.loads(content)
-        version = raw["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{store.uri(path)}: schema v{version}, expected v{SCHEMA_VERSION}",
-                hint="delete the artifact and run the step again",
-            )
-        manifest = _from_json(raw)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{store.uri(path)}: damaged manifest ({type(error).__name__})",
-            hint="delete the artifact's folder and run the step again",
-        ) from None
+    manifest = _parsed(store, path, content)
     if manifest.ref != ref:
         raise ArtifactError(
             f"{store.uri(path)}: belongs to another artifact", hint="delete the folder and run again"
@@ -89,6 +76,16 @@ def require(store: Store, ref: ArtifactRef, *, made_by: str) -> Manifest:
             f"{store.uri(ref.path)}: not there or not finished", hint=f"run `{made_by}` first"
         )
     return manifest
+
+
+def finished(store: Store, kind: str) -> Iterator[Manifest]:
+    """The manifests of every finished artifact of a kind, by path; ArtifactError where one is damaged."""
+    for path in store.list(kind):
+        folder, _, name = path.rpartition("/")
+        if name == MANIFEST and folder.count("/") == 1:
+            content = _read_if_there(store, path)
+            if content is not None:
+                yield _parsed(store, path, content)
 
 
 def lineage(store: Store, ref: ArtifactRef) -> list[tuple[ArtifactRef, Mapping[str, Any]]]:
@@ -236,6 +233,23 @@ def sha256_of(store: Store, path: str) -> str:
     """SHA-256 (hex) of one object's content."""
     with store.open(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _parsed(store: Store, path: str, content: bytes) -> Manifest:
+    try:
+        raw = json.loads(content)
+        version = raw["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{store.uri(path)}: schema v{version}, expected v{SCHEMA_VERSION}",
+                hint="delete the artifact and run the step again",
+            )
+        return _from_json(raw)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{store.uri(path)}: damaged manifest ({type(error).__name__})",
+            hint="delete the artifact's folder and run the step again",
+        ) from None
 
 
 def _read_if_there(store: Store, path: str) -> bytes | None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from echoray.cli import exchange_verbs
+from echoray.cli.data_forget import forget
 from echoray.cli.deid_audit import deid_audit
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from echoray.types import ArtifactRef
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
+app.command()(forget)
+app.command("validate")(exchange_verbs.validate)
+app.command("export")(exchange_verbs.export)
 app.command("deid-audit")(deid_audit)
 
 

@@ -21,14 +21,24 @@ def export(
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
     stage: Annotated[str, typer.Option(help="align or finetune.")] = "finetune",
+    out: Annotated[
+        Path | None, typer.Option(help="Also copy it to this new folder, held-out figures in its card.")
+    ] = None,
 ) -> None:
     """Merge a stage into one model directory that transformers and vLLM load."""
     from echoray.cli.steps import pipeline
+    from echoray.platform.hand_over import hand_over
 
     if stage not in ("align", "finetune"):
         raise typer.BadParameter(f"{stage!r}: expected align or finetune", param_hint="--stage")
     with pipeline(resolve(config, overrides, workspace)) as steps:
-        typer.echo(steps.store.uri(steps.model("align" if stage == "align" else "finetune").path))
+        model = steps.model("align" if stage == "align" else "finetune")
+        if out is None:
+            typer.echo(steps.store.uri(model.path))
+        elif hand_over(steps.store, model, out):
+            typer.echo(f"wrote {out}, with the held-out figures in its card")
+        else:
+            typer.echo(f"wrote {out}; no evaluation of it is finished, so its card has no held-out figures")
 
 
 @app.command()

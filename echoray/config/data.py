@@ -23,11 +23,25 @@ class PhantomConfig(Section):
 
 
 class SourceConfig(Section):
-    """The raw studies: folders or object-store prefixes with DICOM files, and the embedded samples."""
+    """The raw studies: folders or object-store prefixes by kind, and the embedded samples."""
 
     dicom_uris: tuple[str, ...] = Field((), description="file:// or s3:// prefixes that hold DICOM studies")
+    image_report_uris: tuple[str, ...] = Field(
+        (),
+        description="file:// or s3:// prefixes with a folder of images and report per study, or studies.csv",
+    )
+    conversation_uris: tuple[str, ...] = Field(
+        (),
+        description="prefixes or files of LLaVA, swift or OpenAI conversations, images beside them",
+    )
     phantom: PhantomConfig | None = Field(None, description="write and read a synthetic corpus")
     package_samples: bool = Field(False, description="also read the real DICOM files of installed packages")
+
+    @property
+    def real_key(self) -> str:
+        """The first key that names studies of people, or an empty string."""
+        keys = ("dicom_uris", "image_report_uris", "conversation_uris")
+        return next((f"source.{key}" for key in keys if getattr(self, key)), "")
 
 
 class DeidentifyConfig(Section):
@@ -40,7 +54,7 @@ class DeidentifyConfig(Section):
     )
     pixels: bool = Field(True, description="find, read and remove burned-in patient text")
     pixels_cleaned_elsewhere: bool = Field(
-        False, description="you vouch that source.dicom_uris shows no burned-in patient text"
+        False, description="you vouch that no real source shows burned-in patient text"
     )
 
 
@@ -72,24 +86,26 @@ class DataConfig(Section):
         32768, ge=64, description="longer examples go to quarantine; Table 9: 32,768"
     )
     vqa_per_study: int = Field(2, ge=0, description="rule-based question and answer pairs per study")
-    shard_rows: int = Field(1024, ge=1, description="rows per Parquet shard")
+    part_studies: int = Field(16, ge=1, description="studies per Parquet part, at most, on average")
+    shard_mb: float = Field(64, gt=0, description="size of the studies behind one shard of each split, in MB")
     num_workers: int = Field(2, ge=1, description="Ray Data workers for the CPU-heavy steps")
 
     @model_validator(mode="after")
     def _public_key_only_for_public_data(self) -> DataConfig:
-        if self.deidentify.key_ref == SYNTHETIC_KEY and self.source.dicom_uris:
+        real = self.source.real_key
+        if self.deidentify.key_ref == SYNTHETIC_KEY and real:
             raise ValueError(
-                "deidentify.key_ref is 'synthetic' (a public key) but source.dicom_uris names real studies; "
+                f"deidentify.key_ref is 'synthetic' (a public key) but {real} names real studies; "
                 "expected env:NAME or file:PATH"
             )
         return self
 
     @model_validator(mode="after")
     def _burned_in_text_is_removed_by_someone(self) -> DataConfig:
-        rules = self.deidentify
-        if self.source.dicom_uris and not rules.pixels and not rules.pixels_cleaned_elsewhere:
+        rules, real = self.deidentify, self.source.real_key
+        if real and not rules.pixels and not rules.pixels_cleaned_elsewhere:
             raise ValueError(
-                "deidentify.pixels is false but source.dicom_uris names real studies, whose burned-in names "
+                f"deidentify.pixels is false but {real} names real studies, whose burned-in names "
                 "and numbers would be trained on; expected deidentify.pixels: true, or, where another tool "
                 "removed them, deidentify.pixels_cleaned_elsewhere: true"
             )

@@ -14,6 +14,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "max_frames": 2,
             "max_length_tokens": 512,
             "vqa_per_study": 1,
+            "shard_mb": 2,
         },
         "model": {
             "base": "embedded",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +64,21 @@ class Batch:
     mask_BT: NDArray[np.int64]
     patches_PD: NDArray[np.float32]
     grid_thw_I3: NDArray[np.int64]
+
+
+@cache
+def shard_schema() -> pa.Schema:
+    """Columns of a shard, with the schema version in the metadata; images are PNG."""
+    import pyarrow as pa
+
+    texts = ("example_id", "study_hash", "system", "task", "language", "prompt", "answer")
+    fields = [
+        *((name, pa.string()) for name in texts),
+        *((name, pa.list_(pa.int32())) for name in ("input_ids", "labels", "grid_thw")),
+        ("images", pa.list_(pa.binary())),
+        ("num_tokens", pa.int64()),
+    ]
+    return pa.schema(fields, metadata={SCHEMA_KEY: SHARD_SCHEMA})
 
 
 def load_examples(

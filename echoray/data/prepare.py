@@ -1,11 +1,12 @@
-"""What a worker does to the files of a study: read, filter, de-identify, split, draw the pictures."""
+"""What a worker does to the files of a study: read, filter, de-identify, split, draw the pictures, write."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from dataclasses import asdict, replace
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +14,46 @@ from numpy.typing import NDArray
 from echoray.config import DataConfig, secret
 from echoray.config.data import SYNTHETIC_KEY
 from echoray.data.deidentify import Deidentifier
+from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.frames import model_picture
-from echoray.data.ledger import packed
+from echoray.data.parts import Attempts, commit, part_name, read_rows, to_parquet
 from echoray.data.quality import frame_rejection, perceptual_hash, study_rejection
+from echoray.data.records import FORGOTTEN, StudyRecord, fingerprint
+from echoray.data.sources.conversations import CONVERSATIONS, read_conversation
 from echoray.data.sources.dicom import evenly, read_study
-from echoray.data.sources.index import StudyFiles
+from echoray.data.sources.image_report import IMAGE_REPORT, read_image_report
+from echoray.data.sources.index import DICOM, StudyFiles
 from echoray.data.split import split_of
-from echoray.types import Rejection, Report, Study
+from echoray.storage import Store
+from echoray.types import ArtifactRef, Frame, Rejection, Report, Study
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # In this order, so that every picture that is read, of a usable study or not, takes the same path.
-STEPS = ("read", "frames", "deidentify", "studies")
+STEPS = ("read", "frames", "deidentify", "studies", "leaks")
+_READERS = {DICOM: read_study, IMAGE_REPORT: read_image_report, CONVERSATIONS: read_conversation}
 # A public key: pseudonyms of synthetic and published studies protect nobody and should be reproducible.
 _PUBLIC_KEY = b"echoray synthetic studies"
+
+
+@cache
+def study_schema() -> pa.Schema:
+    """Columns of a clean study's row; images are PNG."""
+    import pyarrow as pa
+
+    texts = (
+        "study_hash",
+        "patient_key",
+        "system",
+        "language",
+        "findings",
+        "impression",
+        "turns",
+        "split",
+        "source",
+    )
+    return pa.schema([*((name, pa.string()) for name in texts), ("images", pa.list_(pa.binary()))])
 
 
 def deid_key(config: DataConfig) -> bytes:
@@ -34,33 +63,53 @@ def deid_key(config: DataConfig) -> bytes:
 
 
 class PrepareStudies:
-    """A Ray Data actor: a study's files in, one row out (the clean study if any, rejections and counts)."""
+    """Turns the files of one study into at most one clean row, and a record of what became of them."""
 
-    def __init__(self, config: DataConfig, key: bytes, seed: int) -> None:
-        self.config, self.key, self.seed = config, key, seed
+    def __init__(
+        self, config: DataConfig, key: bytes, seed: int, forgotten: frozenset[str] = frozenset()
+    ) -> None:
+        self.config, self.key, self.seed, self.forgotten = config, key, seed, forgotten
         self.deidentifier = Deidentifier(pixels=config.deidentify.pixels)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data's row function."""
-        studies, rejections, counts = self.prepare(StudyFiles(**row["study"]))
-        return {
-            "studies": studies,
-            "rejections": packed(rejections),
-            "counts": json.dumps(counts),
-        }
-
-    def prepare(self, files: StudyFiles) -> tuple[list[dict[str, Any]], list[Rejection], dict[str, int]]:
-        """At most one clean study's row, rejections, and how many records entered and left each step."""
-        study, rejections = read_study(
+    def prepare(self, files: StudyFiles) -> tuple[dict[str, Any] | None, StudyRecord]:
+        """The clean study's row if there is one, and the study's record."""
+        study, rejections = _READERS[files.kind](
             files, key=self.key, language=self.config.language, max_frames=self.config.max_frames
         )
-        counts = Counter({"read_in": len(files.files), "read_out": len(files.files) - len(rejections)})
-        rows = []
-        if study is not None:
-            clean = self._clean(self._filter_frames(study, rejections, counts), rejections, counts)
-            if clean is not None and self._usable(clean, rejections, counts):
-                rows.append(self._row(clean))
-        return rows, rejections, dict(counts)
+        num_records = len(files.files) if files.kind == DICOM else 1
+        counts = Counter({"read_in": num_records, "read_out": num_records - len(rejections)})
+        clean = None if study is None else self._made(study, rejections, counts)
+        record = StudyRecord(
+            study_hash=keyed_hash(self.key, files.identity),
+            patient_key="" if study is None else study.patient_key,
+            counts=dict(counts),
+            rejections=tuple(rejections),
+            fingerprint=fingerprint(files, self.key),
+        )
+        if clean is None:
+            return None, record
+        row = self._row(clean)
+        frames = tuple(fingerprint_of(frame) for frame in clean.frames)
+        return row, replace(record, split=row["split"], frames=frames)
+
+    def refused(self, files: StudyFiles, reason: str) -> StudyRecord:
+        """The record of a study whose files are rejected unread."""
+        names = [file.name for file in files.files] if files.kind == DICOM else [files.identity]
+        rejections = tuple(Rejection(keyed_hash(self.key, name), "read", reason) for name in names)
+        return StudyRecord(
+            study_hash=keyed_hash(self.key, files.identity),
+            counts={"read_in": len(names), "read_out": 0},
+            rejections=rejections,
+            fingerprint=fingerprint(files, self.key),
+        )
+
+    def _made(self, study: Study, rejections: list[Rejection], counts: Counter[str]) -> Study | None:
+        if study.patient_key in self.forgotten:
+            counts["deidentify_in"] += 1
+            rejections.append(Rejection(study.study_hash, "deidentify", FORGOTTEN))
+            return None
+        clean = self._clean(self._filter_frames(study, rejections, counts), rejections, counts)
+        return clean if clean is not None and self._usable(clean, rejections, counts) else None
 
     def _filter_frames(self, study: Study, rejections: list[Rejection], counts: Counter[str]) -> Study:
         """Drop frames that are not used, then, of those left, all but an even sample of ``max_frames``."""
@@ -113,3 +162,49 @@ class PrepareStudies:
             "split": split_of(study.patient_key, self.config.split, seed=self.seed),
             "source": study.source,
         }
+
+
+def fingerprint_of(frame: Frame) -> str:
+    """The perceptual hash of a clean frame (hex)."""
+    return np.packbits(perceptual_hash(frame.pixels)).tobytes().hex()
+
+
+class WriteStudies:
+    """A Ray Data actor: prepares the studies of a part and writes it, rows of an earlier version included."""
+
+    def __init__(
+        self,
+        store: Store,
+        ref: ArtifactRef,
+        config: DataConfig,
+        key: bytes,
+        seed: int,
+        forgotten: frozenset[str],
+    ) -> None:
+        self.store, self.ref = store, ref
+        self.worker = PrepareStudies(config, key, seed, forgotten)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the part that ``row["work"]`` describes; its summary holds the records of its studies."""
+        work = row["work"]
+        rows, records = [], json.loads(work["records"])
+        attempts = Attempts(self.store, self.ref, work["number"])
+        for files in work["studies"]:
+            made, record = self._prepared(StudyFiles(**files), attempts)
+            rows += [] if made is None else [made]
+            records.append(record.to_json())
+        for path, hashes in json.loads(work["reused"]).items():
+            rows += self._earlier(path, set(hashes))
+        rows.sort(key=lambda one: str(one["study_hash"]))
+        contents = {part_name(work["number"]): to_parquet(rows, study_schema())} if rows else {}
+        return commit(self.store, self.ref, work["number"], contents, {"records": records})
+
+    def _prepared(self, files: StudyFiles, attempts: Attempts) -> tuple[dict[str, Any] | None, StudyRecord]:
+        if attempts.is_deadly(keyed_hash(self.worker.key, files.identity)):
+            return None, self.worker.refused(files, "kills_worker")
+        made = self.worker.prepare(files)
+        attempts.survived()
+        return made
+
+    def _earlier(self, path: str, hashes: set[str]) -> list[dict[str, Any]]:
+        return [one for one in read_rows(self.store, path) if one["study_hash"] in hashes]

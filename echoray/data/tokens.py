@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from echoray.config import DataConfig
-from echoray.data.batch import IGNORE, MERGE, PATCH_PX
+from echoray.data.batch import IGNORE, MERGE, PATCH_PX, shard_schema
+from echoray.data.clean import study_of
 from echoray.data.conversations import SYSTEM_PROMPT, conversations
-from echoray.data.ledger import packed
+from echoray.data.parts import commit, part_name, read_rows, to_parquet
 from echoray.storage import Store
-from echoray.types import ArtifactRef, Conversation, Rejection, Report, Study, Turn
-
-if TYPE_CHECKING:
-    from pyarrow import Table
+from echoray.types import SPLITS, ArtifactRef, Conversation, Rejection
 
 IMAGE_PAD = "<|image_pad|>"
 FORMAT_FILES = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  # they decide the token ids
@@ -59,58 +57,52 @@ class ConversationTokenizer:
         return text.replace(IMAGE_PAD, self.pads)
 
 
-def study_ranges(store: Store, studies: ArtifactRef, size: int) -> Iterator[dict[str, Any]]:
-    """Work for ``TokenizeStudies``: {path, start, stop}, at most ``size`` rows of one part file each."""
-    import pyarrow.parquet as pq
+def study_groups(store: Store, studies: ArtifactRef, size_bytes: int) -> list[dict[str, Any]]:
+    """Work for ``WriteShards``: {number, paths}, parts of studies of ``size_bytes`` in all, or one part."""
+    sizes = store.sizes(studies.path)
+    groups: list[dict[str, Any]] = []
+    room = 0
+    for path in (one for one in sizes if one.rpartition("/")[2].startswith("part-")):
+        room -= sizes[path]
+        if not groups or room < 0:
+            groups.append({"number": len(groups), "paths": []})
+            room = size_bytes - sizes[path]
+        groups[-1]["paths"].append(path)
+    return groups
 
-    for path in store.list(studies.path):
-        if path.rpartition("/")[2].startswith("part-"):
-            with store.open(path) as handle:
-                count = pq.ParquetFile(handle).metadata.num_rows
-            for start in range(0, count, size):
-                yield {"path": path, "start": start, "stop": min(start + size, count)}
 
+class WriteShards:
+    """A Ray Data actor: tokenizes some parts of studies and writes one shard of each split."""
 
-class TokenizeStudies:
-    """A Ray Data worker: a range of study rows in, one row with its shard rows and rejections out."""
-
-    def __init__(self, store: Store, base: Path, config: DataConfig, seed: int) -> None:
-        self.store, self.config, self.seed = store, config, seed
+    def __init__(self, store: Store, ref: ArtifactRef, base: Path, config: DataConfig, seed: int) -> None:
+        self.store, self.ref, self.config, self.seed = store, ref, config, seed
         self.tokenizer = ConversationTokenizer(base, config.image_size_px)
-        # The last part file: ranges come in order, so the next one is most often of the same file.
-        self._part: tuple[str, Table] | None = None
 
-    def __call__(self, work: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data's row function."""
-        examples: list[dict[str, Any]] = []
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the shards that ``row["work"]`` describes."""
+        rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         rejections: list[Rejection] = []
-        table = self._table(str(work["path"]))
-        for row in table.slice(work["start"], work["stop"] - work["start"]).to_pylist():
-            self._study(row, examples, rejections)
-        return {
-            "conversations": len(examples) + len(rejections),
-            "examples": examples,
-            "rejections": packed(rejections),
+        for path in row["work"]["paths"]:
+            for study in read_rows(self.store, path):
+                self._study(study, rows[study["split"]], rejections)
+        number = row["work"]["number"]
+        contents = {
+            part_name(number, f"{split}/"): to_parquet(made, shard_schema())
+            for split, made in rows.items()
+            if made
         }
-
-    def _table(self, path: str) -> Table:
-        import pyarrow.parquet as pq
-
-        if self._part is None or self._part[0] != path:
-            with self.store.open(path) as handle:
-                self._part = path, pq.read_table(handle)
-        return self._part[1]
+        summary = {
+            "examples": {split: len(made) for split, made in rows.items()},
+            "rejections": [asdict(one) for one in rejections],
+        }
+        return commit(self.store, self.ref, number, contents, summary)
 
     def _study(
         self, row: dict[str, Any], examples: list[dict[str, Any]], rejections: list[Rejection]
     ) -> None:
-        report = Report(row["findings"], row["impression"]) if row["findings"] or row["impression"] else None
-        turns = tuple(Turn(**one) for one in json.loads(row["turns"]))
-        named = {name: row[name] for name in ("study_hash", "patient_key", "system", "language", "source")}
-        study = Study(**named, frames=(), report=report, turns=turns)
-        for one in conversations(study, vqa_per_study=self.config.vqa_per_study, seed=self.seed):
+        for one in conversations(study_of(row), vqa_per_study=self.config.vqa_per_study, seed=self.seed):
             example = self.tokenizer.encode(one, row["images"])
             if example["num_tokens"] > self.config.max_length_tokens:
                 rejections.append(Rejection(one.example_id, "tokenize", "too_long"))
             else:
-                examples.append({**example, "split": row["split"]})
+                examples.append(example)

@@ -22,6 +22,7 @@ from transformers.integrations.moe import (
 )
 
 Backend = Literal["every", "padded", "sorted", "grouped_mm", "batched_mm"]
+AUTO = "auto"
 _ALIGNMENT_BYTES = 16  # of every row that grouped_mm reads
 _FREE_MULTIPLICATIONS = 1 << 20  # in a product: up to here pairs computed in vain cost less than a sort
 _MAX_PADDED_TOKENS = 256  # from here on products fill the cores, and padding is only waste
@@ -244,4 +245,4 @@ def routed_experts_forward(
 
 def register_backends() -> None:
     """Make transformers know "auto"; safe to call again."""
-    ExpertsInterface.register("auto", auto_experts_forward)
+    ExpertsInterface.register(AUTO, auto_experts_forward)

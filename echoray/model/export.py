@@ -55,10 +55,10 @@ EchoVLM (She et al.): Qwen2-VL with a dual-path Mixture-of-Experts, trained with
 
 ## Figures
 
-Held-out figures are made from this directory by `echoray evaluate` and recorded with its version in the
-registry. Overlap with reference reports is not clinical correctness.
-
-Load with `import echoray.model` and `AutoModelForImageTextToText.from_pretrained`.
+Load with `import echoray` and `AutoModelForImageTextToText.from_pretrained`. `echoray evaluate` makes
+held-out figures from this directory; the registry records them with its version, and
+`echoray model export --out FOLDER` writes them below. Overlap with reference reports is not clinical
+correctness.
 """
 )
 

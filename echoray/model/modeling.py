@@ -29,6 +29,7 @@ from transformers.utils import can_return_tuple
 from echoray.errors import InputDataError, ModelLoadError
 from echoray.model.configuration import EchoVLMConfig, EchoVLMTextConfig
 from echoray.model.dual_path import DualPathMLP, Experts, ScalarMix
+from echoray.model.expert_backends import AUTO
 from echoray.model.router import Router, balancing_loss, dispatch_counts, record_router_logits
 
 
@@ -44,7 +45,7 @@ class EchoVLMOutput(Qwen2VLCausalLMOutputWithPast):
 
 
 class ExpertsSetting:
-    """Lets a model's experts implementation be set.
+    """Lets a model's experts implementation be set, and chooses ``auto`` where nothing is asked for.
 
     transformers looks for its decorator in the text of the model's own module, and Experts is in another
     one; without this, grouped_mm is refused when asked for and silently replaced by eager when not.
@@ -53,6 +54,12 @@ class ExpertsSetting:
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         return True
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """The name of the experts function for ``requested_experts``; ValueError where there is none."""
+        # A PreTrainedModel comes after this class in every model that it is mixed into.
+        known = super().get_correct_experts_implementation  # type: ignore[misc]
+        return str(known(AUTO if requested_experts is None else requested_experts))
 
 
 class EchoVLMVisionModel(ExpertsSetting, Qwen2VisionTransformerPretrainedModel):

@@ -27,7 +27,7 @@ class Pipeline:
     @cached_property
     def corpus(self) -> ArtifactRef | None:
         """Raw embedded studies (synthetic corpus, package samples); None when neither is configured."""
-        from echoray.data.shards import make_corpus
+        from echoray.data.corpus import make_corpus
 
         source = self.run.data.source
         if source.phantom is None and not source.package_samples:
@@ -37,7 +37,7 @@ class Pipeline:
     @cached_property
     def studies(self) -> ArtifactRef:
         """De-identified, filtered, split studies."""
-        from echoray.data.shards import prepare_studies
+        from echoray.data.studies import prepare_studies
 
         return prepare_studies(self.run, self.corpus, self.progress)
 

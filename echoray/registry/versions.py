@@ -7,6 +7,7 @@ serve, "challenger" the newest one that did not win.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from echoray import artifacts
@@ -89,6 +90,20 @@ def champion(run: RunConfig) -> ModelVersion | None:
             return None
         number = _aliases(client, name).get(CHAMPION)
         return None if number is None else _version(client, name, number)
+
+
+def versions_made_of(run: RunConfig, models: Iterable[ArtifactRef]) -> list[ModelVersion]:
+    """The registered versions that point to any of ``models``, oldest first."""
+    database = database_of(run)
+    if database is not None and not database.exists():
+        return []
+    digests, name = {one.digest for one in models}, run.registry.model_name
+    with registry_client(run) as client:
+        if not client.search_registered_models(f"name = '{name}'"):
+            return []
+        found = client.search_model_versions(f"name = '{name}'")
+        numbers = sorted(int(one.version) for one in found if one.tags.get(_DIGEST) in digests)
+        return [_version(client, name, number) for number in numbers]
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

@@ -23,9 +23,11 @@ from PIL import Image
 from echoray import artifacts
 from echoray.config import RunConfig, load_run
 from echoray.data.batch import load_examples
+from echoray.data.corpus import make_corpus
 from echoray.data.deidentify.pixels import RapidTextReader
 from echoray.data.ledger import LEDGER_FILE, QUARANTINE_FILE
-from echoray.data.shards import make_corpus, prepare_studies, tokenize
+from echoray.data.shards import tokenize
+from echoray.data.studies import prepare_studies
 from echoray.errors import ConfigError, InputDataError
 from echoray.model.base import WEIGHTS
 from echoray.storage import Store, store_of
@@ -51,7 +53,8 @@ CHANGES: dict[str, Any] = {
         "deidentify": {"pixels": False},
         "split": {"train": 0.5, "validation": 0.2, "test": 0.3},
         "image_size_px": 56,
-        "shard_rows": 8,
+        "part_studies": 4,
+        "shard_mb": 0.02,
         "num_workers": 1,
         "vqa_per_study": 2,
     },
@@ -161,7 +164,7 @@ def test_every_record_is_in_the_output_or_in_quarantine(made: Made) -> None:
     assert steps["read"]["records_in"] == len(list(folder_of(made).rglob("*.dcm")))
     readable = [truth for truth in truths(made) if truth["fault"] != "corrupt"]
     assert steps["frames"]["records_in"] == sum(len(truth["marks"]) for truth in readable)
-    assert list(steps) == ["read", "frames", "deidentify", "studies", "tokenize"]
+    assert list(steps) == ["read", "frames", "deidentify", "studies", "leaks", "tokenize"]
     assert steps["deidentify"]["records_in"] == NUM_STUDIES
     assert steps["studies"]["records_in"] == steps["deidentify"]["records_out"]
     studies, examples = rows_of(made.store, made.studies.path), rows_of(made.store, made.shards.path)
@@ -249,10 +252,12 @@ def made_with(made: Made, **data: Any) -> Made:
     return Made(made.run.merged({"data": data}), *made.refs)
 
 
-_DRIVER = """
+DRIVER = """
 import sys
 from echoray.config import RunConfig
-from echoray.data.shards import make_corpus, prepare_studies, tokenize
+from echoray.data.corpus import make_corpus
+from echoray.data.shards import tokenize
+from echoray.data.studies import prepare_studies
 from echoray.model.base import WEIGHTS
 from echoray.platform.runtime import ray_session
 
@@ -270,7 +275,7 @@ def test_object_storage_holds_the_same_bytes_as_a_folder(made: Made, s3_server: 
         }
     )
     # Its own Ray instance: the workers take the server's credentials from the environment they start in.
-    command = [sys.executable, "-c", _DRIVER, run.model_dump_json()]
+    command = [sys.executable, "-c", DRIVER, run.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_bytes(made, store_of(run))

@@ -145,6 +145,7 @@ def test_a_second_demo_makes_nothing_again(finished: tuple[Path, str]) -> None:
     [
         "echoray data tokenize --workspace {workspace}",
         "echoray model export --stage align --workspace {workspace}",
+        "echoray model export --workspace {workspace} --out {workspace}-handed-over",
         "echoray evaluate --workspace {workspace}",
         "jobs.finetune --set workspace={workspace}",
     ],
@@ -159,6 +160,8 @@ def test_a_single_step_finds_what_the_demo_made(finished: tuple[Path, str], word
     assert done.returncode == 0, done.stderr[-3000:]
     assert str(workspace) in done.stdout + done.stderr
     assert manifests(workspace) == before
+    for card in workspace.parent.glob(f"{workspace.name}-handed-over/README.md"):
+        assert re.search(r"\| report \| \d+ \| rouge_l \| \d+\.\d \|", card.read_text())
 
 
 def test_a_small_chinese_demo_runs_to_its_end(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 ULTRASOUND = "US"
+DICOM = "dicom"  # the kind of a study that headers make up
 CORPUS, PACKAGE, ARCHIVE = "corpus", "package-samples", "dicom"
 HEADER_BYTES = 64 * 1024  # enough for groups 0002 to 0020 of nearly every file; else the whole file is read
 _OWN_FILES = {"truth.jsonl", "manifest.json"}  # what a synthetic corpus holds beside its studies
@@ -33,6 +34,7 @@ class SourceFile:
     path: str
     source: str
     number: int = 0
+    size: int = 0  # bytes, as listed
 
     @property
     def name(self) -> str:
@@ -86,7 +88,7 @@ class StudyFiles:
     study_uid: str | None
     files: tuple[SourceFile, ...]
     num_images: int  # files with pixels
-    kind: str = "dicom"
+    kind: str = DICOM
     record: str = ""
 
 
@@ -98,8 +100,10 @@ def list_source(store: Store, source: str, number: int = 0) -> Listing:
             f"{store.root}: missing or empty, expected DICOM files", hint="check data.source.dicom_uris"
         )
     files = (
-        SourceFile(store, path, PACKAGE if source == CORPUS and path.startswith(PACKAGE) else source, number)
-        for path in sizes
+        SourceFile(
+            store, path, PACKAGE if source == CORPUS and path.startswith(PACKAGE) else source, number, size
+        )
+        for path, size in sizes.items()
     )
     return Listing(tuple(files), digest(list(sizes.items())))
 

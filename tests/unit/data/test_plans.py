@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from echoray import artifacts
 from echoray.config import DataConfig, load_run
-from echoray.data import shards
+from echoray.data import corpus, studies
+from echoray.data.corpus import make_corpus
 from echoray.data.deidentify import rules
-from echoray.data.shards import make_corpus, prepare_studies
+from echoray.data.studies import prepare_studies
 from echoray.model.base import WEIGHTS, base_digest
 from echoray.types import ArtifactRef
 
@@ -30,7 +32,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, kind: str, **data: Any) -> Artifact
         raise Planned(ref)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.artifacts, "find", stop)
+        patch.setattr(artifacts, "find", stop)
         with pytest.raises(Planned) as raised:
             if kind == "corpus":
                 make_corpus(run, lambda *_: None)
@@ -61,9 +63,9 @@ def test_studies_are_named_by_listing_rules_and_revision(
     names.add(planned(monkeypatch, "studies", **archive(tmp_path)))
     (tmp_path / "1.dcm").write_bytes(b"xy")
     names.add(planned(monkeypatch, "studies", **archive(tmp_path)))
-    monkeypatch.setitem(shards.REVISIONS, "studies", 1000)
+    monkeypatch.setattr(studies, "REVISION", 1000)
     names.add(planned(monkeypatch, "studies", **archive(tmp_path)))
-    monkeypatch.setattr(shards, "rules_digest", lambda: "of other rules")
+    monkeypatch.setattr(studies, "rules_digest", lambda: "of other rules")
     names.add(planned(monkeypatch, "studies", **archive(tmp_path)))
     monkeypatch.setenv("ECHORAY_TEST_KEY", "another")
     names.add(planned(monkeypatch, "studies", **archive(tmp_path)))
@@ -87,10 +89,10 @@ def test_the_rules_digest_is_that_of_every_rule_file(monkeypatch: pytest.MonkeyP
 
 def test_the_corpus_is_named_by_the_samples_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     first = planned(monkeypatch, "corpus")
-    found = shards.package_samples()
-    monkeypatch.setattr(shards, "package_samples", lambda: found[1:])
+    found = corpus.package_samples()
+    monkeypatch.setattr(corpus, "package_samples", lambda: found[1:])
     second = planned(monkeypatch, "corpus")
-    monkeypatch.setitem(shards.REVISIONS, "corpus", 1000)
+    monkeypatch.setattr(corpus, "REVISION", 1000)
     assert len({first, second, planned(monkeypatch, "corpus")}) == 3
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,25 @@ from PIL import Image
 from echoray.config import DataConfig
 from echoray.config.data import PhantomConfig
 from echoray.data.deidentify import Deidentifier
-from echoray.data.deidentify.pixels import RapidTextReader, ReadText
+from echoray.data.deidentify.pixels import RapidTextReader, ReadText, RedactedFrame
 from echoray.data.ledger import LEDGER_FILE, QUARANTINE_FILE, ledger_row, write_ledger
+from echoray.data.parts import read_rows
 from echoray.data.phantom import synthesize_study, write_corpus, write_study
 from echoray.data.phantom.dicom import report_dataset, to_bytes
-from echoray.data.prepare import STEPS, PrepareStudies
+from echoray.data.prepare import STEPS, PrepareStudies, WriteStudies
+from echoray.data.records import FORGOTTEN
 from echoray.data.sources.index import PACKAGE, StudyFiles, group_studies, list_source, read_header
 from echoray.data.sources.samples import package_samples
 from echoray.data.split import leaked_patients, split_of
 from echoray.storage import Store, open_store
-from echoray.types import Box, Frame, Rejection
+from echoray.types import ArtifactRef, Box, Frame, Rejection
 from tests.unit.data.test_dicom_source import grey
 
 CONFIG = DataConfig.model_validate(
     {"deidentify": {"key_ref": "synthetic", "pixels": False}, "image_size_px": 56}
 )
 PHANTOM = PhantomConfig(num_studies=28, width=320, height=240, patients_with_two_studies_rate=0.5)
+WORKER_STEPS = STEPS[:-1]  # the last one sees all studies
 Prepared = tuple[list[dict[str, Any]], list[Rejection], Counter[str]]
 
 
@@ -55,10 +59,10 @@ def prepared(corpus: tuple[Path, list[dict[str, Any]]]) -> Prepared:
     worker = PrepareStudies(CONFIG, b"key", seed=3)
     rows, rejections, counts = [], [], Counter[str]()
     for files in studies_of(open_store(str(corpus[0])), "corpus"):
-        found = worker.prepare(files)
-        rows += found[0]
-        rejections += found[1]
-        counts.update(found[2])
+        row, record = worker.prepare(files)
+        rows += [] if row is None else [row]
+        rejections += record.rejections
+        counts.update(record.counts)
     return rows, rejections, counts
 
 
@@ -68,7 +72,9 @@ def test_every_step_reconciles_and_every_fault_is_quarantined_under_its_name(
     truths, (rows, rejections, counts) = corpus[1], prepared
     faults = Counter(truth["fault"] for truth in truths)
     num_files = len([path for path in corpus[0].rglob("*") if path.is_file()]) - 1  # without the truth
-    ledger = [ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections) for step in STEPS]
+    ledger = [
+        ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections) for step in WORKER_STEPS
+    ]
     by_step = {row.step: row for row in ledger}
     assert by_step["read"].records_in == num_files
     assert sum(by_step["read"].quarantined.values()) >= 1 + faults["corrupt"]
@@ -77,7 +83,7 @@ def test_every_step_reconciles_and_every_fault_is_quarantined_under_its_name(
     # Without a usable image: what was corrupt (and still has its report), and what showed two regions.
     assert by_step["studies"].quarantined["no_image"] == faults["corrupt"] + faults["multi_region"]
     # Whatever was read goes through de-identification, whether its study is of use in the end or not.
-    assert STEPS == ("read", "frames", "deidentify", "studies")
+    assert (*WORKER_STEPS, "leaks") == STEPS
     assert by_step["deidentify"].records_in == by_step["studies"].records_in == len(truths)
     assert by_step["studies"].records_out == len(rows) == faults[None]
     store = open_store(str(tmp_path))
@@ -157,25 +163,61 @@ def test_the_pictures_of_a_row_name_nobody(tmp_path: Path) -> None:
                 "deidentify": CONFIG.deidentify.model_copy(update={"pixels": pixels}),
             }
         )
-        row = PrepareStudies(config, b"key", seed=3)({"study": vars(files)})
+        row, record = PrepareStudies(config, b"key", seed=3).prepare(files)
+        assert row is not None
         reader = RapidTextReader()
-        seen = [np.asarray(Image.open(io.BytesIO(one))) for one in row["studies"][0]["images"]]
+        seen = [np.asarray(Image.open(io.BytesIO(one))) for one in row["images"]]
         texts[pixels] = (
             "".join(text.text for one in seen for text in reader.read(one)).upper().replace(" ", "")
         )
-        assert json.loads(row["rejections"]) == [] and json.loads(row["counts"])["deidentify_out"] == 1
+        assert record.rejections == () and record.counts["deidentify_out"] == 1
     for word in ("STEFAN", "LINDQVIST", "91306542", "HARROWGATE", "1954"):
         assert word in texts[False]
         assert word not in texts[True]
     assert "KIDNEY" in texts[True] and "21.2MM" in texts[True]
 
 
-def test_the_row_function_takes_what_ray_data_hands_it(corpus: tuple[Path, list[dict[str, Any]]]) -> None:
-    files = studies_of(open_store(str(corpus[0])), "corpus")[0]
-    row = {"study": {**vars(files), "files": list(files.files)}}
-    out = PrepareStudies(CONFIG, b"key", seed=3)(row)
-    assert json.loads(out["counts"])["read_in"] == len(files.files)
-    assert [one["source"] for one in out["studies"]] == ["corpus"]
+def test_a_part_is_the_same_when_its_rows_are_taken_over(
+    corpus: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    studies = studies_of(open_store(str(corpus[0])), "corpus")[:8]
+    store, refs = open_store(str(tmp_path)), [ArtifactRef("studies", name, name * 64) for name in "ab"]
+    arguments = (CONFIG, b"key", 3, frozenset[str]())
+    work = {"number": 5, "studies": [vars(one) for one in studies], "records": "[]", "reused": "{}"}
+    first = json.loads(WriteStudies(store, refs[0], *arguments)({"work": work})["record"])
+    records = first["summary"]["records"]
+    half = {f"{refs[0].path}/part-00005.parquet": [one["study_hash"] for one in records[:2]]}
+    work |= {
+        "studies": [vars(one) for one in studies[2:]],
+        "records": json.dumps(records[:2]),
+        "reused": json.dumps(half),
+    }
+    second = json.loads(WriteStudies(store, refs[1], *arguments)({"work": work})["record"])
+    assert second == first
+    assert list(first["files"]) == ["part-00005.parquet"]
+    kept = [one["study_hash"] for one in records if one["counts"].get("studies_out")]
+    rows = read_rows(store, f"{refs[1].path}/part-00005.parquet")
+    assert [one["study_hash"] for one in rows] == sorted(kept) and len(kept) > 2
+
+
+def test_a_forgotten_patient_is_read_and_goes_no_further(
+    corpus: tuple[Path, list[dict[str, Any]]], prepared: Prepared
+) -> None:
+    forgotten = prepared[0][0]["patient_key"]
+    worker = PrepareStudies(CONFIG, b"key", seed=3, forgotten=frozenset((forgotten,)))
+    for files in studies_of(open_store(str(corpus[0])), "corpus"):
+        row, record = worker.prepare(files)
+        if record.patient_key == forgotten:
+            assert row is None and record.frames == () and record.rejected_for(FORGOTTEN)
+            for step in WORKER_STEPS:
+                ledger_row(
+                    step,
+                    record.counts.get(f"{step}_in", 0),
+                    record.counts.get(f"{step}_out", 0),
+                    record.rejections,
+                )
+        else:
+            assert not record.rejected_for(FORGOTTEN)
 
 
 class Watching:
@@ -201,17 +243,17 @@ def test_real_package_files_take_the_same_path_through_deidentification(tmp_path
     rejections = []
     for files in studies_of(store, "corpus"):
         assert len(files.files) == 1
-        rows, rejected, counted = worker.prepare(files)
-        assert not rows
-        rejections += rejected
-        counts.update(counted)
-    for step in STEPS:
+        row, record = worker.prepare(files)
+        assert row is None
+        rejections += record.rejections
+        counts.update(record.counts)
+    for step in WORKER_STEPS:
         ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections)
     assert counts["read_in"] == counts["deidentify_out"] == counts["studies_in"] == len(samples)
     assert Counter(one.reason for one in rejections if one.step == "studies") == {"no_report": len(samples)}
-    assert len(reader.shapes) == counts["frames_out"] > 0
     used = len(samples) - len({one.record[:64] for one in rejections if one.reason == "multi_region"})
     assert used <= counts["frames_out"] <= 2 * used  # at least a frame of each, and never more than two
+    assert len(reader.shapes) >= used  # each file's first frame whole, then what changed
 
 
 def test_a_real_file_with_a_report_becomes_a_row_without_its_burned_in_hospital(tmp_path: Path) -> None:
@@ -226,7 +268,8 @@ def test_a_real_file_with_a_report_becomes_a_row_without_its_burned_in_hospital(
     config = CONFIG.model_copy(
         update={"image_size_px": 644, "deidentify": CONFIG.deidentify.model_copy(update={"pixels": True})}
     )
-    (row,), _, _ = PrepareStudies(config, b"key", seed=3).prepare(files)
+    row, _ = PrepareStudies(config, b"key", seed=3).prepare(files)
+    assert row is not None
     reader = RapidTextReader()
     (pixels,) = [np.asarray(Image.open(io.BytesIO(one))) for one in row["images"]]
     text = "".join(one.text for one in reader.read(pixels)).upper().replace(" ", "")
@@ -244,16 +287,17 @@ def prepare_cine(folder: Path, frames: list[np.ndarray], max_frames: int) -> tup
     (folder / "cine.dcm").write_bytes(to_bytes(dataset))
     worker = PrepareStudies(CONFIG.model_copy(update={"max_frames": max_frames}), b"key", seed=3)
     seen: list[float] = []
-    clean = worker.deidentifier.clean_frame
+    clean = worker.deidentifier.redact_frames
 
-    def spy(frame: Frame, identifiers: tuple[str, ...]) -> Frame:
-        seen.append(float(frame.pixels.mean()))
-        return clean(frame, identifiers)
+    def spy(frames: Sequence[Frame], identifiers: tuple[str, ...]) -> tuple[RedactedFrame, ...]:
+        seen.extend(float(frame.pixels.mean()) for frame in frames)
+        return clean(frames, identifiers)
 
-    worker.deidentifier.clean_frame = spy  # type: ignore[method-assign]
+    worker.deidentifier.redact_frames = spy  # type: ignore[method-assign]
     (files,) = studies_of(open_store(str(folder)), "dicom")
-    rows, rejections, counts = worker.prepare(files)
-    return (rows, rejections, Counter(counts)), seen
+    row, record = worker.prepare(files)
+    rows = [] if row is None else [row]
+    return (rows, list(record.rejections), Counter(record.counts)), seen
 
 
 def test_blank_and_repeated_frames_take_no_place_of_good_ones(tmp_path: Path) -> None:
@@ -286,6 +330,7 @@ def test_quarantine_names_are_the_same_wherever_the_source_lies(tmp_path: Path) 
         folder.mkdir(parents=True)
         (folder / "a.txt").write_text("note")
         (files,) = studies_of(open_store(str(tmp_path / place)), "dicom")
-        _, (rejection,), _ = PrepareStudies(CONFIG, b"key", seed=3).prepare(files)
+        _, record = PrepareStudies(CONFIG, b"key", seed=3).prepare(files)
+        (rejection,) = record.rejections
         names.append(rejection.record)
     assert names[0] == names[1] and re.fullmatch("[0-9a-f]{64}", names[0])

@@ -68,10 +68,10 @@ def prepared(studies: Sequence[StudyFiles]) -> tuple[list[str], dict[str, int]]:
     totals: dict[str, int] = dict.fromkeys([f"{step}_{end}" for step in STEPS for end in ("in", "out")], 0)
     found = []
     for study in studies:
-        rows, rejections, counts = worker.prepare(study)
-        hashes += [str(row["study_hash"]) for row in rows]
-        found += rejections
-        totals = {name: number + counts.get(name, 0) for name, number in totals.items()}
+        made, record = worker.prepare(study)
+        hashes += [] if made is None else [str(made["study_hash"])]
+        found += record.rejections
+        totals = {name: number + record.counts.get(name, 0) for name, number in totals.items()}
     for step in STEPS:
         row = ledger_row(step, totals[f"{step}_in"], totals[f"{step}_out"], found)
         reasons |= {f"{step}/{why}": number for why, number in row.quarantined.items()}

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from echoray.config import DataConfig
 from echoray.data.batch import IGNORE, patchify
 from echoray.data.conversations import SYSTEM_PROMPT
-from echoray.data.tokens import IMAGE_PAD, ConversationTokenizer, TokenizeStudies, study_ranges
+from echoray.data.parts import Part, read_rows, to_parquet
+from echoray.data.prepare import study_schema
+from echoray.data.tokens import IMAGE_PAD, ConversationTokenizer, WriteShards, study_groups
 from echoray.model.base import WEIGHTS
-from echoray.storage import Store, open_store
-from echoray.types import ArtifactRef, Conversation, Language
+from echoray.storage import open_store
+from echoray.types import SPLITS, ArtifactRef, Conversation, Language
 
 SPOKEN: dict[Language, tuple[str, str]] = {
     "en": ("Write the ultrasound report for these images.", "An anechoic cyst of 12.3 x 8.1 mm.\nCyst."),
@@ -70,10 +70,10 @@ def test_a_shard_row_equals_the_inputs_of_transformers_processor(
     assert row["num_tokens"] == len(row["input_ids"]) == len(row["labels"])
 
 
-def test_a_part_file_is_read_once_for_all_its_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_grouped_by_size_and_each_group_becomes_a_shard_of_each_split(tmp_path: Path) -> None:
     store, studies = open_store(str(tmp_path)), ArtifactRef("studies", "few", "0" * 64)
     image = png(pictures(1, 56)[0])
-    for part in range(2):
+    for part in (0, 1, 4):
         rows = [
             {
                 **{"study_hash": f"{part}{number}", "patient_key": "p", "system": "liver", "language": "en"},
@@ -83,27 +83,25 @@ def test_a_part_file_is_read_once_for_all_its_ranges(tmp_path: Path, monkeypatch
                     "turns": "[]",
                     "source": "dicom",
                 },
-                **{"images": [image], "split": "train"},
+                **{"images": [image], "split": "train" if number else "test"},
             }
-            for number in range(5)
+            for number in range(3)
         ]
-        target = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows), target)
-        store.write_bytes(f"{studies.path}/part-{part:05d}.parquet", target.getvalue())
-    work = list(study_ranges(store, studies, 2))
-    assert len(work) == 6
-    opened: list[str] = []
-    original = Store.open
-
-    def spy(self: Store, path: str) -> IO[bytes]:
-        opened.append(path)
-        return original(self, path)
-
-    monkeypatch.setattr(Store, "open", spy)
-    worker = TokenizeStudies(store, WEIGHTS, DataConfig(image_size_px=56, vqa_per_study=0), seed=0)
-    made = [example["study_hash"] for one in work for example in worker(one)["examples"]]
-    assert list(dict.fromkeys(made)) == [f"{part}{number}" for part in range(2) for number in range(5)]
-    assert opened == [f"{studies.path}/part-{part:05d}.parquet" for part in range(2)]
+        store.write_bytes(f"{studies.path}/part-{part:05d}.parquet", to_parquet(rows, study_schema()))
+    size = store.size(f"{studies.path}/part-00000.parquet")
+    assert [len(one["paths"]) for one in study_groups(store, studies, 1)] == [1, 1, 1]
+    works = study_groups(store, studies, round(2.5 * size))
+    assert [(one["number"], len(one["paths"])) for one in works] == [(0, 2), (1, 1)]
+    shards = ArtifactRef("shards", "few", "1" * 64)
+    worker = WriteShards(store, shards, WEIGHTS, DataConfig(image_size_px=56, vqa_per_study=0), seed=0)
+    parts = [Part(**json.loads(worker({"work": one})["record"])) for one in works]
+    found = {split: [one.summary["examples"][split] for one in parts] for split in SPLITS}
+    assert found == {"train": [8, 4], "validation": [0, 0], "test": [4, 2]}
+    assert [path.removeprefix(f"{shards.path}/") for path in store.list(shards.path)] == [
+        f"{split}/part-{number:05d}.parquet" for split in ("test", "train") for number in range(2)
+    ]
+    made = read_rows(store, f"{shards.path}/train/part-00000.parquet")
+    assert list(dict.fromkeys(one["study_hash"] for one in made)) == ["01", "02", "11", "12"]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -163,19 +163,15 @@ def test_decoding_token_by_token_writes_what_eager_writes(
 
 
 def test_what_runs_when_nothing_is_asked_for(build: Build, tmp_path: Path) -> None:
-    """Training asks for "auto". A saved model asks for nothing, so plain transformers and vLLM can read it;
-
-    transformers then takes grouped_mm, but falls back to eager without a word for a model it takes to have no
-    experts.
-    """
+    """A saved model asks for nothing, so plain transformers and vLLM can read it; ours then takes "auto"."""
     model = build()
     assert model.get_experts_implementation()["text_config"] == "auto"
     model.save_pretrained(tmp_path)
     assert "experts_implementation" not in (tmp_path / "config.json").read_text()
     loaded = EchoVLMForConditionalGeneration.from_pretrained(tmp_path)
-    assert loaded.get_experts_implementation() == dict.fromkeys(
-        ("", "text_config", "vision_config"), "grouped_mm"
-    )
+    assert set(loaded.get_experts_implementation().values()) == {"auto"}
+    with pytest.raises(ValueError, match="not supported"):
+        EchoVLMForConditionalGeneration.from_pretrained(tmp_path, experts_implementation="looped")
     assert loaded.model.language_model.layers[0].mlp.experts.config is loaded.config.text_config
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from echoray.config import LoraConfig
 from echoray.errors import ModelLoadError
 from echoray.model import export
+from echoray.model.base import WEIGHTS
 from echoray.model.export import export_model, load_exported
 from echoray.model.modeling import EchoVLMForConditionalGeneration
 from echoray.model.trainable import STAGES, apply_stage
@@ -83,14 +84,27 @@ def test_the_merged_directory_gives_the_logits_of_the_model_with_adapters(
     }
 
 
-def test_transformers_alone_loads_it_after_the_import(build: Build, base: Path, tmp_path: Path) -> None:
-    export_model(build(), base, tmp_path / "out", metadata=METADATA)
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import echoray; assert 'torch' not in sys.modules; import transformers",
+        "import transformers; import echoray",
+        "from transformers import AutoConfig, AutoTokenizer; import echoray",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor; import echoray.model",
+    ],
+)
+def test_transformers_alone_loads_it_after_the_import(build: Build, tmp_path: Path, imports: str) -> None:
+    export_model(build(), WEIGHTS, tmp_path / "out", metadata=METADATA)
     code = (
-        "import sys, echoray.model\n"
-        "from transformers import AutoModelForImageTextToText as Auto\n"
-        "model, info = Auto.from_pretrained(sys.argv[1], output_loading_info=True)\n"
+        f"import sys; {imports}\n"
+        "from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor\n"
+        "config = AutoConfig.from_pretrained(sys.argv[1])\n"
+        "assert type(config).__name__ == 'EchoVLMConfig'\n"
+        "model, info = AutoModelForImageTextToText.from_pretrained(sys.argv[1], output_loading_info=True)\n"
         "assert type(model).__name__ == 'EchoVLMForConditionalGeneration'\n"
         "assert not info['missing_keys'] and not info['unexpected_keys'], info\n"
+        "assert set(model.get_experts_implementation().values()) == {'auto'}\n"
+        "assert type(AutoProcessor.from_pretrained(sys.argv[1])).__name__ == 'Qwen2VLProcessor'\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
