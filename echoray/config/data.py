@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import re
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
 
 from echoray.config.base import Section
 from echoray.types import Language
 
 SYNTHETIC_KEY = "synthetic"
+REFERENCE = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"
+# Accession number, names, numbers and birth dates of the patient, study, series and instance UIDs.
+_PERSONAL = {0x00080050, 0x00100010, 0x00100020, 0x00100030, 0x00101000, 0x00101001, 0x0020000D, 0x0020000E}
+_PERSONAL |= {0x00080018, 0x00100032, 0x00101040, 0x00102154}
 
 
 class PhantomConfig(Section):
@@ -22,12 +29,67 @@ class PhantomConfig(Section):
     patients_with_two_studies_rate: float = Field(0.1, ge=0, le=1)
 
 
+class DicomwebConfig(Section):
+    """One DICOMweb archive: what is asked for with QIDO-RS, and how the service is reached."""
+
+    url: str = Field(pattern=r"^https?://[^/?#]+[^?#]*$", description="base of the service: URL/studies")
+    filters: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = Field(
+        {}, description="QIDO matches of studies by keyword or tag, e.g. StudyDate: 20240101-20241231"
+    )
+    auth_ref: str | None = Field(
+        None,
+        pattern=REFERENCE,
+        description="env:NAME or file:PATH of 'Bearer TOKEN', 'Basic BASE64' or user:password",
+    )
+    verify: bool = Field(True, description="check the server's certificate")
+    ca_bundle: str | None = Field(None, description="PEM file of the authorities to trust; else the system's")
+    client_cert: str | None = Field(None, description="PEM file of the client's certificate")
+    client_key: str | None = Field(None, description="PEM file of its key, unless client_cert holds it")
+    timeout_s: float = Field(60, gt=0, description="longest wait for the server's next bytes")
+    retries: int = Field(5, ge=0, le=20, description="of a request that met 429, 5xx or a lost connection")
+    page_size: int = Field(1000, ge=1, description="results asked for at once; a server may give fewer")
+
+    @field_validator("url")
+    @classmethod
+    def _without_credentials(cls, url: str) -> str:
+        if "@" in url:
+            raise ValueError("the URL holds a user or a password; expected auth_ref: env:NAME or file:PATH")
+        return url.rstrip("/")
+
+    @field_validator("filters")
+    @classmethod
+    def _known_and_impersonal(cls, filters: dict[str, str]) -> dict[str, str]:
+        for name in filters:
+            tag = _tag(name)
+            if tag is None:
+                raise ValueError(f"filter {name!r} is no DICOM keyword or tag; a server would ignore it")
+            if tag in _PERSONAL:
+                raise ValueError(
+                    f"filter {name!r} would put what identifies a patient into configurations; "
+                    "expected dates, modality, station, description or the like"
+                )
+        return filters
+
+
 class SourceConfig(Section):
-    """The raw studies: folders or object-store prefixes with DICOM files, and the embedded samples."""
+    """The raw studies: folders or object-store prefixes, DICOMweb archives, and the embedded samples."""
 
     dicom_uris: tuple[str, ...] = Field((), description="file:// or s3:// prefixes that hold DICOM studies")
+    dicomweb: tuple[DicomwebConfig, ...] = Field((), description="archives read through QIDO-RS and WADO-RS")
     phantom: PhantomConfig | None = Field(None, description="write and read a synthetic corpus")
     package_samples: bool = Field(False, description="also read the real DICOM files of installed packages")
+
+    @property
+    def real(self) -> str | None:
+        """The first setting that names studies of real patients, if any does."""
+        return "dicom_uris" if self.dicom_uris else "dicomweb" if self.dicomweb else None
+
+
+def _tag(name: str) -> int | None:
+    """The tag of a DICOM keyword, or of eight hexadecimal digits."""
+    from pydicom.datadict import tag_for_keyword
+
+    return int(name, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", name) else tag_for_keyword(name)
 
 
 class DeidentifyConfig(Section):
@@ -40,7 +102,7 @@ class DeidentifyConfig(Section):
     )
     pixels: bool = Field(True, description="find, read and remove burned-in patient text")
     pixels_cleaned_elsewhere: bool = Field(
-        False, description="you vouch that source.dicom_uris shows no burned-in patient text"
+        False, description="you vouch that the real studies show no burned-in patient text"
     )
 
 
@@ -78,20 +140,20 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _public_key_only_for_public_data(self) -> DataConfig:
-        if self.deidentify.key_ref == SYNTHETIC_KEY and self.source.dicom_uris:
+        if self.deidentify.key_ref == SYNTHETIC_KEY and self.source.real:
             raise ValueError(
-                "deidentify.key_ref is 'synthetic' (a public key) but source.dicom_uris names real studies; "
-                "expected env:NAME or file:PATH"
+                f"deidentify.key_ref is 'synthetic' (a public key) but source.{self.source.real} "
+                "names real studies; expected env:NAME or file:PATH"
             )
         return self
 
     @model_validator(mode="after")
     def _burned_in_text_is_removed_by_someone(self) -> DataConfig:
         rules = self.deidentify
-        if self.source.dicom_uris and not rules.pixels and not rules.pixels_cleaned_elsewhere:
+        if self.source.real and not rules.pixels and not rules.pixels_cleaned_elsewhere:
             raise ValueError(
-                "deidentify.pixels is false but source.dicom_uris names real studies, whose burned-in names "
-                "and numbers would be trained on; expected deidentify.pixels: true, or, where another tool "
-                "removed them, deidentify.pixels_cleaned_elsewhere: true"
+                f"deidentify.pixels is false but source.{self.source.real} names real studies, whose "
+                "burned-in names and numbers would be trained on; expected deidentify.pixels: true, or, "
+                "where another tool removed them, deidentify.pixels_cleaned_elsewhere: true"
             )
         return self
