@@ -26,6 +26,6 @@ for package in *.deb; do
     dpkg-deb --extract "$package" "$folder/root"
 done
 libraries=$(dirname "$(find "$folder/root" -name 'libdcmdata.so*' -print -quit)")
-LD_LIBRARY_PATH=$libraries "$folder/root/usr/sbin/Orthanc" --version | head -1 >"$folder/apt/version"
+LD_LIBRARY_PATH=$libraries "$folder/root/usr/sbin/Orthanc" --version | sed -n 1p >"$folder/apt/version"
 mv "$folder/apt/version" "$folder/version"
 rm -rf "$folder/apt"
