@@ -52,7 +52,9 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
         return ref
     listings = [list_source(store.at(corpus.path), CORPUS), *archives] if corpus else archives
     if not listings:
-        raise InputDataError("no source of studies is configured", hint="set data.source.dicom_uris or dicomweb")
+        raise InputDataError(
+            "no source of studies is configured", hint="set data.source.dicom_uris or dicomweb"
+        )
     found = survey(
         [file for one in listings for file in one.files],
         (),

@@ -20,17 +20,19 @@ import httpx
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from ray.exceptions import RayTaskError
 
 from echoray.config import DataConfig, RunConfig, load_run
 from echoray.config.data import DicomwebConfig, PhantomConfig
 from echoray.data.phantom import write_corpus
 from echoray.data.phantom.dicom import to_bytes
 from echoray.data.prepare import STEPS, PrepareStudies
-from echoray.data.shards import prepare_studies
 from echoray.data.sources.dicomweb import list_dicomweb
 from echoray.data.sources.index import Listing, group_studies, list_source, read_header
 from echoray.data.sources.samples import package_samples
+from echoray.data.studies import prepare_studies
 from echoray.errors import ConfigError, InputDataError, StorageError
+from echoray.platform.failures import ending_of
 from echoray.storage import open_store, store_of
 from echoray.types import Rejection
 from tests.integration.orthanc import PASSWORD, PLACE, USER, Orthanc
@@ -117,12 +119,14 @@ def prepared(listing: Listing, meanwhile: Callable[[], None] = lambda: None) -> 
     studies = group_studies(listing.files, [read_header(file) for file in listing.files])
     meanwhile()
     worker = pickle.loads(pickle.dumps(PrepareStudies(DataConfig.model_validate(DATA), b"key", seed=SEED)))
-    rows, rejections, counts = [], [], Counter[str]()
+    rows: list[dict[str, Any]] = []
+    rejections: list[Rejection] = []
+    counts = Counter[str]()
     for one in pickle.loads(pickle.dumps(studies)):
-        made = worker.prepare(one)
-        rows += made[0]
-        rejections += made[1]
-        counts.update(made[2])
+        row, record = worker.prepare(one)
+        rows += [] if row is None else [row]
+        rejections += record.rejections
+        counts.update(record.counts)
     for step in STEPS:
         lost = sum(one.step == step for one in rejections)
         assert counts[f"{step}_in"] == counts[f"{step}_out"] + lost
@@ -181,10 +185,10 @@ def test_filters_choose_the_studies(archive: Orthanc) -> None:
 
 
 def test_who_is_not_let_in_is_told_so_and_no_secret(
-    archive: Orthanc, monkeypatch: pytest.MonkeyPatch
+    archive: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ECHORAY_TEST_ARCHIVE", f"{USER}:a wrong one")
-    run = run_of(archive, Path("unused"))
+    run = run_of(archive, tmp_path, auth_ref=AUTH)
     with pytest.raises(StorageError, match=r"refuses access \(401\)") as refused:
         prepare_studies(run, None, lambda *_: None)
     assert AUTH in refused.value.hint and "wrong" not in str(refused.value)
@@ -329,11 +333,14 @@ def test_tls_trusts_the_named_authority_only_and_shows_the_clients_certificate(
             list_dicomweb(section(archive, **{**mine, "client_key": key + ".gone"}))
 
 
-def run_of(server: Orthanc, workspace: Path, **values: Any) -> RunConfig:
-    source = {"phantom": None, "package_samples": False}
-    changes = {"name": "archive", "seed": SEED, "workspace": str(workspace)}
-    dicomweb = [section(server, **values).model_dump(mode="json")]
-    return load_run("tiny").merged({**changes, "data": {**DATA, "source": {**source, "dicomweb": dicomweb}}})
+def run_of(server: Orthanc, folder: Path, **values: Any) -> RunConfig:
+    """A run with the archive as its only source; Ray may have started before a variable was set."""
+    secret = folder / "secret"
+    secret.write_text(f"{USER}:{PASSWORD}\n")
+    archive = section(server, **{"auth_ref": f"file:{secret}", **values}).model_dump(mode="json")
+    data = {**DATA, "source": {**DATA["source"], "dicomweb": [archive]}}
+    changes = {"name": "archive", "seed": SEED, "workspace": str(folder / "workspace"), "data": data}
+    return load_run("tiny").merged(changes)
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -341,12 +348,12 @@ def test_workers_read_an_archive_and_a_folder_and_a_copy_counts_once(
     folder: Path, archive: Orthanc, tmp_path: Path
 ) -> None:
     expected = prepared(list_source(open_store(str(folder)), "dicom"))
-    run = run_of(archive, tmp_path / "workspace")
+    run = run_of(archive, tmp_path)
     ref = prepare_studies(run, None, lambda *_: None)
     rows = rows_of(store_of(run), ref.path)
     assert without_source(rows) == without_source(expected[0])
     # How the archive is reached is no part of what the studies are.
-    assert prepare_studies(run_of(archive, tmp_path / "workspace", retries=9), None, lambda *_: None) == ref
+    assert prepare_studies(run_of(archive, tmp_path, retries=9), None, lambda *_: None) == ref
     twice = run.merged({"data": {"source": {"dicom_uris": [str(folder)]}}})
     ref = prepare_studies(twice, None, lambda *_: None)
     assert without_source(rows_of(store_of(run), ref.path)) == without_source(rows)
@@ -355,3 +362,26 @@ def test_workers_read_an_archive_and_a_folder_and_a_copy_counts_once(
     assert read["quarantined"]["duplicate_file"] >= expected[2]["read_in"]
     manifest = store_of(run).read_bytes(f"{ref.path}/manifest.json").decode()
     assert PASSWORD not in manifest
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_an_archive_that_dies_under_the_workers_ends_the_command_with_what_to_do(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "archive").mkdir()
+    server = Orthanc(tmp_path / "archive").start()
+    try:
+        server.store(contents(folder))
+
+        def progress(step: str, done: int, total: int | None) -> None:
+            if step == "indexed files" and done == total:
+                server.kill()
+
+        with pytest.raises(RayTaskError) as raised:
+            prepare_studies(run_of(server, tmp_path, retries=0), None, progress)
+        ending = ending_of(raised.value)
+        assert ending is not None and ending.exit_code == StorageError.exit_code
+        assert "does not answer" in ending.message and "can be reached" in ending.hint
+        assert not UID.search(ending.message)
+    finally:
+        server.kill()
