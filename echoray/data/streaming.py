@@ -15,8 +15,8 @@ def streamed(
 ) -> Iterator[dict[str, Any]]:
     """Rows of ``transform`` over ``items`` in their order, as they are finished.
 
-    Ray Data's own progress bars and console notices are switched off (a failure comes as an error, and whether
-    its traceback is shown is not Ray's to decide); its log file keeps everything.
+    Ray Data's own progress bars and console notices are switched off (a failure comes as an error, and who
+    gets it decides whether its traceback is shown); its log file keeps everything.
     """
     import ray.data
 

@@ -22,6 +22,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from ray.exceptions import RayTaskError
 
+from echoray import artifacts
 from echoray.config import DataConfig, RunConfig, load_run
 from echoray.config.data import DicomwebConfig, PhantomConfig
 from echoray.data.phantom import write_corpus
@@ -46,6 +47,7 @@ pytestmark = [
 ]
 
 SEED = 3
+LATE = {"StudyDate": "20160101-20991231"}
 AUTH = "env:ECHORAY_TEST_ARCHIVE"
 UID = re.compile(r"\d+\.\d+\.\d+\.\d+\.\d+")  # the root of a UID, and no address of this machine
 PHANTOM = PhantomConfig(
@@ -176,10 +178,10 @@ def test_filters_choose_the_studies(archive: Orthanc) -> None:
         for file in list_dicomweb(section(archive)).files
         if file.header and file.header.study_uid == study["0020000D"]["Value"][0]
     }
-    early = {uid for uid, date in dates.items() if date <= "20151231"}
-    assert 0 < len(early) < len(dates)
-    found = list_dicomweb(section(archive, filters={"StudyDate": "19000101-20151231"}))
-    assert {file.header.study_uid for file in found.files if file.header} == early
+    late = {uid for uid, date in dates.items() if date >= "20160101"}
+    assert 0 < len(late) < len(dates)
+    found = list_dicomweb(section(archive, filters=LATE))
+    assert {file.header.study_uid for file in found.files if file.header} == late
     with pytest.raises(InputDataError, match="no ultrasound study matches"):
         list_dicomweb(section(archive, filters={"00080020": 19000101}))
 
@@ -343,13 +345,23 @@ def run_of(server: Orthanc, folder: Path, **values: Any) -> RunConfig:
     return load_run("tiny").merged(changes)
 
 
+def studies_of(run: RunConfig) -> set[str]:
+    (archive,) = run.data.source.dicomweb
+    return {file.header.study_uid for file in list_dicomweb(archive).files if file.header}
+
+
 @pytest.mark.usefixtures("ray_local")
-def test_workers_read_an_archive_and_a_folder_and_a_copy_counts_once(
+def test_workers_read_what_is_new_in_an_archive_and_a_copy_in_a_folder_counts_once(
     folder: Path, archive: Orthanc, tmp_path: Path
 ) -> None:
     expected = prepared(list_source(open_store(str(folder)), "dicom"))
+    late = run_of(archive, tmp_path, filters=LATE)
+    first = prepare_studies(late, None, lambda *_: None)
     run = run_of(archive, tmp_path)
     ref = prepare_studies(run, None, lambda *_: None)
+    since = artifacts.require(store_of(run), ref, made_by="a test").counts["since"]
+    assert since == {"studies": first.path, "taken_over": len(studies_of(late))}
+    assert 0 < since["taken_over"] < len(studies_of(run))
     rows = rows_of(store_of(run), ref.path)
     assert without_source(rows) == without_source(expected[0])
     # How the archive is reached is no part of what the studies are.
