@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from echoray.cli import exchange_verbs
 from echoray.cli.data_forget import forget
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
 app.command()(forget)
+app.command("validate")(exchange_verbs.validate)
+app.command("export")(exchange_verbs.export)
 
 
 @app.command()

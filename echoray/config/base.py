@@ -24,4 +24,5 @@ def canonical_json(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of ``value``."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    # Names of files may hold bytes that are no UTF-8, which Python reads as lone surrogates.
+    return hashlib.sha256(canonical_json(value).encode(errors="surrogatepass")).hexdigest()

@@ -72,17 +72,26 @@ class DicomwebConfig(Section):
 
 
 class SourceConfig(Section):
-    """The raw studies: folders or object-store prefixes, DICOMweb archives, and the embedded samples."""
+    """The raw studies: folders or prefixes by kind, DICOMweb archives, and the embedded samples."""
 
     dicom_uris: tuple[str, ...] = Field((), description="file:// or s3:// prefixes that hold DICOM studies")
     dicomweb: tuple[DicomwebConfig, ...] = Field((), description="archives read through QIDO-RS and WADO-RS")
+    image_report_uris: tuple[str, ...] = Field(
+        (),
+        description="file:// or s3:// prefixes with a folder of images and report per study, or studies.csv",
+    )
+    conversation_uris: tuple[str, ...] = Field(
+        (),
+        description="prefixes or files of LLaVA, swift or OpenAI conversations, images beside them",
+    )
     phantom: PhantomConfig | None = Field(None, description="write and read a synthetic corpus")
     package_samples: bool = Field(False, description="also read the real DICOM files of installed packages")
 
     @property
-    def real(self) -> str | None:
-        """The first setting that names studies of real patients, if any does."""
-        return "dicom_uris" if self.dicom_uris else "dicomweb" if self.dicomweb else None
+    def real_key(self) -> str:
+        """The first key that names studies of people, or an empty string."""
+        keys = ("dicom_uris", "dicomweb", "image_report_uris", "conversation_uris")
+        return next((f"source.{key}" for key in keys if getattr(self, key)), "")
 
 
 def _tag(name: str) -> int | None:
@@ -102,7 +111,7 @@ class DeidentifyConfig(Section):
     )
     pixels: bool = Field(True, description="find, read and remove burned-in patient text")
     pixels_cleaned_elsewhere: bool = Field(
-        False, description="you vouch that the real studies show no burned-in patient text"
+        False, description="you vouch that no real source shows burned-in patient text"
     )
 
 
@@ -140,20 +149,21 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _public_key_only_for_public_data(self) -> DataConfig:
-        if self.deidentify.key_ref == SYNTHETIC_KEY and self.source.real:
+        real = self.source.real_key
+        if self.deidentify.key_ref == SYNTHETIC_KEY and real:
             raise ValueError(
-                f"deidentify.key_ref is 'synthetic' (a public key) but source.{self.source.real} "
-                "names real studies; expected env:NAME or file:PATH"
+                f"deidentify.key_ref is 'synthetic' (a public key) but {real} names real studies; "
+                "expected env:NAME or file:PATH"
             )
         return self
 
     @model_validator(mode="after")
     def _burned_in_text_is_removed_by_someone(self) -> DataConfig:
-        rules = self.deidentify
-        if self.source.real and not rules.pixels and not rules.pixels_cleaned_elsewhere:
+        rules, real = self.deidentify, self.source.real_key
+        if real and not rules.pixels and not rules.pixels_cleaned_elsewhere:
             raise ValueError(
-                f"deidentify.pixels is false but source.{self.source.real} names real studies, whose "
-                "burned-in names and numbers would be trained on; expected deidentify.pixels: true, or, "
-                "where another tool removed them, deidentify.pixels_cleaned_elsewhere: true"
+                f"deidentify.pixels is false but {real} names real studies, whose burned-in names "
+                "and numbers would be trained on; expected deidentify.pixels: true, or, where another tool "
+                "removed them, deidentify.pixels_cleaned_elsewhere: true"
             )
         return self

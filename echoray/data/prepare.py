@@ -19,8 +19,10 @@ from echoray.data.frames import model_picture
 from echoray.data.parts import commit, part_name, read_rows, to_parquet
 from echoray.data.quality import frame_rejection, perceptual_hash, study_rejection
 from echoray.data.records import FORGOTTEN, StudyRecord, fingerprint
+from echoray.data.sources.conversations import CONVERSATIONS, read_conversation
 from echoray.data.sources.dicom import evenly, read_study
-from echoray.data.sources.index import StudyFiles
+from echoray.data.sources.image_report import IMAGE_REPORT, read_image_report
+from echoray.data.sources.index import DICOM, StudyFiles
 from echoray.data.split import split_of
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Frame, Rejection, Report, Study
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 # In this order, so that every picture that is read, of a usable study or not, takes the same path.
 STEPS = ("read", "frames", "deidentify", "studies", "leaks")
+_READERS = {DICOM: read_study, IMAGE_REPORT: read_image_report, CONVERSATIONS: read_conversation}
 # A public key: pseudonyms of synthetic and published studies protect nobody and should be reproducible.
 _PUBLIC_KEY = b"echoray synthetic studies"
 
@@ -70,10 +73,11 @@ class PrepareStudies:
 
     def prepare(self, files: StudyFiles) -> tuple[dict[str, Any] | None, StudyRecord]:
         """The clean study's row if there is one, and the study's record."""
-        study, rejections = read_study(
+        study, rejections = _READERS[files.kind](
             files, key=self.key, language=self.config.language, max_frames=self.config.max_frames
         )
-        counts = Counter({"read_in": len(files.files), "read_out": len(files.files) - len(rejections)})
+        num_records = len(files.files) if files.kind == DICOM else 1
+        counts = Counter({"read_in": num_records, "read_out": num_records - len(rejections)})
         clean = None if study is None else self._made(study, rejections, counts)
         record = StudyRecord(
             study_hash=keyed_hash(self.key, files.identity),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from echoray import artifacts
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.parts import read_rows, to_parquet
-from echoray.data.sources.index import StudyFiles
+from echoray.data.sources.index import DICOM, StudyFiles
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Rejection
 
@@ -60,7 +60,7 @@ class StudyRecord:
 
 def fingerprint(files: StudyFiles, key: bytes) -> str:
     """A keyed hash of what a table's study is made of; empty for a study that headers make up."""
-    if files.kind == "dicom":
+    if files.kind == DICOM:
         return ""
     content = [files.record, [(file.name, file.size) for file in files.files]]
     return keyed_hash(key, json.dumps(content))

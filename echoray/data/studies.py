@@ -20,6 +20,7 @@ from echoray.data.prepare import STEPS, WriteStudies, deid_key, study_schema
 from echoray.data.records import CROSSING, FORGOTTEN, StudyRecord, write_index
 from echoray.data.sources.dicomweb import NOT_IN_PLANS, list_dicomweb
 from echoray.data.sources.index import ARCHIVE, CORPUS, Listing, list_source
+from echoray.data.sources.tables import TableListing, list_tables
 from echoray.data.survey import Survey, find_previous, read_headers, survey
 from echoray.errors import InputDataError
 from echoray.storage import Store, open_store, store_of
@@ -44,20 +45,20 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
     Raises InputDataError where there is no source, a folder is missing, or nothing is left.
     """
     store, key = store_of(run), deid_key(run.data)
-    archives, forgotten = _archives(run), forgotten_patients(store)
-    config = _studies_config(run, key, archives, forgotten)
+    archives, tables, forgotten = _archives(run), list_tables(run), forgotten_patients(store)
+    config = _studies_config(run, key, [*archives, *tables], forgotten)
     parents = [corpus] if corpus else []
     ref = artifacts.plan("studies", run.name, config=config, parents=parents)
     if artifacts.find(store, ref) is not None:
         return ref
     listings = [list_source(store.at(corpus.path), CORPUS), *archives] if corpus else archives
-    if not listings:
+    if not listings and not tables:
         raise InputDataError(
             "no source of studies is configured", hint="set data.source.dicom_uris or dicomweb"
         )
     found = survey(
         [file for one in listings for file in one.files],
-        (),
+        [study for one in tables for study in one.studies],
         find_previous(store, ref, config, parents),
         key=key,
         forgotten=forgotten,
@@ -77,7 +78,7 @@ def _archives(run: RunConfig) -> list[Listing]:
 
 
 def _studies_config(
-    run: RunConfig, key: bytes, archives: list[Listing], forgotten: frozenset[str]
+    run: RunConfig, key: bytes, archives: list[Listing | TableListing], forgotten: frozenset[str]
 ) -> dict[str, Any]:
     """Everything that decides what the clean studies are, beside the corpus."""
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from echoray.config import DataConfig
 from echoray.data.batch import IGNORE, MERGE, PATCH_PX, shard_schema
+from echoray.data.clean import study_of
 from echoray.data.conversations import SYSTEM_PROMPT, conversations
 from echoray.data.parts import commit, part_name, read_rows, to_parquet
 from echoray.storage import Store
-from echoray.types import SPLITS, ArtifactRef, Conversation, Rejection, Report, Study, Turn
+from echoray.types import SPLITS, ArtifactRef, Conversation, Rejection
 
 IMAGE_PAD = "<|image_pad|>"
 FORMAT_FILES = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  # they decide the token ids
@@ -100,11 +100,7 @@ class WriteShards:
     def _study(
         self, row: dict[str, Any], examples: list[dict[str, Any]], rejections: list[Rejection]
     ) -> None:
-        report = Report(row["findings"], row["impression"]) if row["findings"] or row["impression"] else None
-        turns = tuple(Turn(**one) for one in json.loads(row["turns"]))
-        named = {name: row[name] for name in ("study_hash", "patient_key", "system", "language", "source")}
-        study = Study(**named, frames=(), report=report, turns=turns)
-        for one in conversations(study, vqa_per_study=self.config.vqa_per_study, seed=self.seed):
+        for one in conversations(study_of(row), vqa_per_study=self.config.vqa_per_study, seed=self.seed):
             example = self.tokenizer.encode(one, row["images"])
             if example["num_tokens"] > self.config.max_length_tokens:
                 rejections.append(Rejection(one.example_id, "tokenize", "too_long"))

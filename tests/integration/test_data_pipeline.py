@@ -252,7 +252,7 @@ def made_with(made: Made, **data: Any) -> Made:
     return Made(made.run.merged({"data": data}), *made.refs)
 
 
-_DRIVER = """
+DRIVER = """
 import sys
 from echoray.config import RunConfig
 from echoray.data.corpus import make_corpus
@@ -275,7 +275,7 @@ def test_object_storage_holds_the_same_bytes_as_a_folder(made: Made, s3_server: 
         }
     )
     # Its own Ray instance: the workers take the server's credentials from the environment they start in.
-    command = [sys.executable, "-c", _DRIVER, run.model_dump_json()]
+    command = [sys.executable, "-c", DRIVER, run.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_bytes(made, store_of(run))

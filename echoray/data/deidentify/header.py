@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -109,3 +109,13 @@ def _date_forms(value: str) -> list[str]:
         f"{month}/{day}/{year}",
         f"{year}年{int(month)}月{int(day)}日",
     ]
+
+
+def written_forms(*, names: Iterable[str], dates: Iterable[str], strings: Iterable[str]) -> tuple[str, ...]:
+    """Identifying values of a table in the forms in which they are written elsewhere, without duplicates."""
+    forms = [
+        *(form for name in names for form in _name_forms(name)),
+        *(form for date in dates for form in _date_forms(date)),
+        *strings,
+    ]
+    return tuple(value for value in dict.fromkeys(forms) if len(value) >= 2)

@@ -8,4 +8,5 @@ import hmac
 
 def keyed_hash(key: bytes, value: str) -> str:
     """HMAC-SHA256 (hex) of ``value``; without the key it can be neither computed nor guessed from a list."""
-    return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
+    content = value.encode(errors="surrogatepass")  # the name of a file may be no UTF-8
+    return hmac.new(key, content, hashlib.sha256).hexdigest()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CENTIMETRES = 3  # Physical Units X Direction (0018,6024)
 FINDINGS, IMPRESSION = "121070", "121073"  # DCM codes of the SR's text items
 # Frames decoded for each one that is kept, so that blank and repeated ones cost a study none of its places.
-_SPARE = 3
+SPARE = 3
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_study(
     Every file ends in the study or in a Rejection, which names it by a keyed hash of its place in the source.
     The study has more key frames than ``max_frames``: which of them are worth keeping is not known here.
     """
-    limit = -(-_SPARE * max_frames // max(1, files.num_images))
+    limit = -(-SPARE * max_frames // max(1, files.num_images))
     found: list[_Instance] = []
     rejections: list[Rejection] = []
     contents: set[bytes] = set()

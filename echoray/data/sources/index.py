@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 ULTRASOUND = "US"
+DICOM = "dicom"  # the kind of a study that headers make up
 CORPUS, PACKAGE, ARCHIVE, DICOMWEB = "corpus", "package-samples", "dicom", "dicomweb"
 HEADER_BYTES = 64 * 1024  # enough for groups 0002 to 0020 of nearly every file; else the whole file is read
 _OWN_FILES = {"truth.jsonl", "manifest.json"}  # what a synthetic corpus holds beside its studies
@@ -104,7 +105,7 @@ class StudyFiles:
     study_uid: str | None
     files: tuple[SourceFile, ...]
     num_images: int  # files with pixels
-    kind: str = "dicom"
+    kind: str = DICOM
     record: str = ""
 
 

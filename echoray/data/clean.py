@@ -1,0 +1,31 @@
+"""Clean studies as the studies artifact stores them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from echoray.storage import Store
+from echoray.types import ArtifactRef, Report, Study, Turn
+
+_ROWS = 16  # read at once: a row holds pictures
+
+
+def study_of(row: Mapping[str, Any]) -> Study:
+    """The study of a row, without frames; its pictures are the row's ``images``."""
+    report = Report(row["findings"], row["impression"]) if row["findings"] or row["impression"] else None
+    turns = tuple(Turn(**one) for one in json.loads(row["turns"]))
+    named = {name: row[name] for name in ("study_hash", "patient_key", "system", "language", "source")}
+    return Study(**named, frames=(), report=report, turns=turns)
+
+
+def clean_rows(store: Store, studies: ArtifactRef) -> Iterator[dict[str, Any]]:
+    """Every row of the artifact in its order; a few at a time are in memory."""
+    import pyarrow.parquet as pq
+
+    for path in store.list(studies.path):
+        if path.rpartition("/")[2].startswith("part-"):
+            with store.open(path) as handle:
+                for batch in pq.ParquetFile(handle).iter_batches(_ROWS):
+                    yield from batch.to_pylist()
