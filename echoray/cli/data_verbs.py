@@ -9,6 +9,7 @@ import typer
 from echoray.cli import exchange_verbs
 from echoray.cli.data_forget import forget
 from echoray.cli.data_statistics import stats
+from echoray.cli.deid_audit import deid_audit
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ app.command()(forget)
 app.command()(stats)
 app.command("validate")(exchange_verbs.validate)
 app.command("export")(exchange_verbs.export)
+app.command("deid-audit")(deid_audit)
 
 
 @app.command()
