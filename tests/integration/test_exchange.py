@@ -60,6 +60,7 @@ def test_tables_and_conversations_become_shards_and_go_out_to_s3_and_back(
         "records_in": 27,
         "records_out": 24,
         "quarantined": {"duplicate_id": 1, "missing_image": 1, "video": 1},
+        "shortened": {},
     }
     found = rows_of(store_of(one), ref.path)
     assert Counter(row["source"] for row in found) == {"image-report": 12, "conversations": 12}
