@@ -7,15 +7,13 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echoray.config import DataConfig, secret
 from echoray.config.data import SYNTHETIC_KEY
 from echoray.data.deidentify import Deidentifier
+from echoray.data.fingerprint import frame_fingerprint, near_any
 from echoray.data.frames import model_picture
 from echoray.data.ledger import packed
-from echoray.data.quality import frame_rejection, perceptual_hash, study_rejection
+from echoray.data.quality import frame_rejection, study_rejection
 from echoray.data.sources.dicom import evenly, read_study
 from echoray.data.sources.index import StudyFiles
 from echoray.data.split import split_of
@@ -65,15 +63,19 @@ class PrepareStudies:
     def _filter_frames(self, study: Study, rejections: list[Rejection], counts: Counter[str]) -> Study:
         """Drop frames that are not used, then, of those left, all but an even sample of ``max_frames``."""
         good: list[int] = []
-        seen: list[NDArray[np.bool_]] = []
+        seen: list[bytes] = []
         reasons: dict[int, str] = {}
         for number, frame in enumerate(study.frames):
-            reason = frame_rejection(frame, seen)
-            if reason is None:
-                good.append(number)
-                seen.append(perceptual_hash(frame.pixels))
-            else:
+            reason = frame_rejection(frame)
+            if reason is not None:
                 reasons[number] = reason
+                continue
+            fingerprint = frame_fingerprint(frame.pixels)
+            if near_any(fingerprint, seen):
+                reasons[number] = "duplicate"
+            else:
+                good.append(number)
+                seen.append(fingerprint)
         kept = [good[place] for place in evenly(len(good), self.config.max_frames)]
         reasons |= {number: "beyond_max_frames" for number in good if number not in kept}
         rejections += [Rejection(f"{study.study_hash}/{one}", "frames", why) for one, why in reasons.items()]
@@ -110,6 +112,8 @@ class PrepareStudies:
             "impression": report.impression,
             "turns": json.dumps([asdict(one) for one in study.turns], ensure_ascii=False),
             "images": [model_picture(frame.pixels, self.config.image_size_px) for frame in study.frames],
+            # Of the clean frames: the audit compares what a model could see, not who is named above it.
+            "fingerprints": [frame_fingerprint(frame.pixels) for frame in study.frames],
             "split": split_of(study.patient_key, self.config.split, seed=self.seed),
             "source": study.source,
         }

@@ -15,6 +15,7 @@ from echoray import artifacts
 from echoray.config import RunConfig, digest
 from echoray.data.batch import SCHEMA_KEY, SHARD_SCHEMA
 from echoray.data.deidentify.rules import rules_digest
+from echoray.data.leaks import AUDIT_FILE, AUDIT_STEP, audit_record, audit_studies
 from echoray.data.ledger import ledger_row, unpacked, write_ledger
 from echoray.data.prepare import STEPS, PrepareStudies, deid_key
 from echoray.data.sources.index import (
@@ -137,9 +138,19 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
     studies = _indexed([file for one in listings for file in one.files], progress)
     rows, rejections, counts = _prepared(run, studies, key, progress)
     _refuse_leaks(rows)
-    rows.sort(key=lambda one: str(one["study_hash"]))
+    audit = audit_studies(rows)
+    rejections += audit.rejections
+    counts.update({f"{AUDIT_STEP}_in": len(rows), f"{AUDIT_STEP}_out": audit.counts["studies"]})
+    rows = sorted(
+        (one for one in rows if one["study_hash"] not in audit.dropped), key=lambda one: one["study_hash"]
+    )
     digests = _write_parts(store, ref, "", rows, run.data.shard_rows)
-    ledger = [ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections) for step in STEPS]
+    record = json.dumps(audit_record(audit, digests), indent=1).encode()
+    digests[AUDIT_FILE] = artifacts.write_file(store, ref.path, AUDIT_FILE, record)
+    ledger = [
+        ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections)
+        for step in (*STEPS, AUDIT_STEP)
+    ]
     digests |= write_ledger(store, ref.path, ledger, rejections)
     summary = {"studies": len(rows), "splits": dict(Counter(str(one["split"]) for one in rows))}
     artifacts.seal(store, ref, config=config, parents=parents, counts=summary, digests=digests)
