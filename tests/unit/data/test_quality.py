@@ -17,13 +17,13 @@ from echoray.data.sources.samples import package_samples
 from echoray.types import Box, Frame, Region, Report, Study
 
 SIZE = {"width": 640, "height": 480}
-NOISE = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
+SCAN = synthesize_study(0, seed=11, language="en", **SIZE).frames[0].pixels
 LEFT, RIGHT = Box(20, 50, 310, 430), Box(330, 50, 620, 430)
 TISSUE, COLOUR, SPECTRUM = (1, 1), (2, 1), (3, 3)  # (data type, spatial format)
 
 
 def framed(*regions: tuple[Box, tuple[int, int]]) -> Frame:
-    return Frame(NOISE, tuple(Region(box, *kind, None) for box, kind in regions))
+    return Frame(SCAN, tuple(Region(box, *kind, None) for box, kind in regions))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_regions_of_real_files_are_counted_as_a_reader_would() -> None:
     for sample in package_samples():
         header = pydicom.dcmread(io.BytesIO(sample.read_bytes()), stop_before_pixels=True)
         regions = read_regions(header)
-        views[sample.name] = (len(regions), len(scan_regions(Frame(NOISE, regions))))
+        views[sample.name] = (len(regions), len(scan_regions(Frame(SCAN, regions))))
     assert views["OBXXXX1A.dcm"] == (2, 1)  # tissue and a physio trace
     assert views["gdcm-US-ALOKA-16.dcm"] == (3, 2)  # two views and a grey bar
     assert views["JPGLosslessP14SV1_1s_1f_8b.dcm"] == (1, 1)
