@@ -27,7 +27,7 @@ from echoray.errors import InputDataError
 from echoray.storage import Store, open_store, store_of
 from echoray.types import ArtifactRef, Progress, Rejection
 
-REVISION = 3  # see corpus.REVISION
+REVISION = 4  # see corpus.REVISION
 _HASH_BITS = 32
 # Settings that do not decide what a clean study is.
 _LATER: dict[str, Any] = {
