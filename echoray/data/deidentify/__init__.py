@@ -7,6 +7,7 @@ from dataclasses import replace
 from echoray.data.deidentify.pixels import RapidTextReader, TextReader, redact_frame
 from echoray.data.deidentify.rules import load_rules
 from echoray.data.deidentify.text import known_pattern, redact_text
+from echoray.data.deidentify.text_rules import load_text_rules
 from echoray.types import Frame, Rejection, Report, Study, Turn
 
 __all__ = ["Deidentifier"]
@@ -16,7 +17,7 @@ class Deidentifier:
     """Removes patient information from studies; holds the text reader and its cache, one per process."""
 
     def __init__(self, *, pixels: bool = True, reader: TextReader | None = None) -> None:
-        self._rules = load_rules()
+        self._rules, self._text_rules = load_rules(), load_text_rules()
         self._reader = reader if reader is not None or not pixels else RapidTextReader()
 
     def deidentify(self, study: Study) -> Study | Rejection:
@@ -32,7 +33,7 @@ class Deidentifier:
         if report is not None and not report.text:
             return Rejection(study.study_hash, "deidentify", "empty_report")
         frames = tuple(self.clean_frame(frame, study.identifiers) for frame in study.frames)
-        return replace(study, frames=frames, report=report, turns=turns, identifiers=())
+        return replace(study, frames=frames, report=report, turns=turns, identifiers=(), date=None)
 
     def clean_frame(self, frame: Frame, identifiers: tuple[str, ...]) -> Frame:
         """One frame without burned-in patient information (unchanged where pixels are switched off)."""
@@ -55,4 +56,7 @@ class Deidentifier:
         return tuple(one for one in turns if one.prompt and one.answer)
 
     def _text(self, text: str, study: Study) -> str:
-        return redact_text(text, identifiers=study.identifiers, rules=self._rules).text
+        found = redact_text(
+            text, identifiers=study.identifiers, rules=self._text_rules, study_date=study.date
+        )
+        return found.text

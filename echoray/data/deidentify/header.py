@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,14 @@ def identifiers(dataset: Dataset) -> tuple[str, ...]:
             elif element.keyword in STRINGS:
                 found[value] = None
     return tuple(value for value in found if len(value) >= 2)
+
+
+def study_date(dataset: Dataset) -> datetime.date | None:
+    """The Study Date (0008,0020), or None where there is none or it is no date."""
+    try:
+        return datetime.datetime.strptime(str(dataset.get("StudyDate") or "").strip(), "%Y%m%d").date()
+    except ValueError:
+        return None
 
 
 def anonymise(dataset: Dataset) -> Dataset:
