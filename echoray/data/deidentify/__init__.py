@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from echoray.data.deidentify.pixels import RapidTextReader, TextReader, redact_frame
@@ -34,6 +35,11 @@ class Deidentifier:
             return Rejection(study.study_hash, "deidentify", "empty_report")
         frames = tuple(self.clean_frame(frame, study.identifiers) for frame in study.frames)
         return replace(study, frames=frames, report=report, turns=turns, identifiers=(), date=None)
+
+    def clean_frames(self, frames: Sequence[Frame], identifiers: tuple[str, ...]) -> Iterator[Frame]:
+        """The frames of one instance (a cine) in order, each read for itself."""
+        for frame in frames:
+            yield self.clean_frame(frame, identifiers)
 
     def clean_frame(self, frame: Frame, identifiers: tuple[str, ...]) -> Frame:
         """One frame without burned-in patient information (unchanged where pixels are switched off)."""

@@ -16,6 +16,7 @@ from echoray.data.phantom.dicom import image_dataset, report_dataset, to_bytes
 from echoray.data.sources.dicom import read_regions
 from echoray.data.sources.samples import package_samples
 
+KEY = b"a key of this test"
 SECRETS = ("ZZ998877", "Nested", "Observer", "Alias", "likes tea", "555-0123", "ACC777", "SN12345", "Stefan")
 
 
@@ -86,7 +87,7 @@ def test_anonymising_leaves_no_secret_anywhere_and_keeps_the_regions(study: Phan
     image = with_secrets(study)
     before = everything(image)
     assert all(text in before for text in SECRETS)  # else their absence shows nothing
-    clean = anonymise(image)
+    clean = anonymise(image, KEY)
     after = everything(clean)
     known = [text for text in identifiers(image) if len(text) > 2]
     assert not [text for text in (*SECRETS, *known) if text in after]
@@ -101,7 +102,7 @@ def test_anonymising_leaves_no_secret_anywhere_and_keeps_the_regions(study: Phan
 def test_instance_uids_are_replaced_everywhere_and_stay_linked(study: PhantomStudy) -> None:
     image = image_dataset(study, 0)
     report = report_dataset(study, [image])
-    clean_image, clean_report = anonymise(image), anonymise(report)
+    clean_image, clean_report = anonymise(image, KEY), anonymise(report, KEY)
     originals = {image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID, report.SOPInstanceUID}
     for one in (clean_image, clean_report):
         used = {str(element.value) for element in one.iterall() if element.VR == "UI"}
@@ -118,7 +119,7 @@ def test_real_headers_lose_their_hospital_and_keep_their_regions() -> None:
         dataset = dcmread(BytesIO(sample.read_bytes()), stop_before_pixels=True)
         known = [text for text in identifiers(dataset) if len(text) > 3]
         assert known, sample.name
-        clean = anonymise(dataset)
+        clean = anonymise(dataset, KEY)
         kept = "\n".join(str(element.value) for element in clean.iterall() if element.VR not in ("OB", "OW"))
         # As whole words: "MARY" is not what ImageType's "PRIMARY" gives away.
         pattern = known_pattern(known)
