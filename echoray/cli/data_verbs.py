@@ -19,6 +19,7 @@ app.command()(forget)
 app.command("validate")(exchange_verbs.validate)
 app.command("export")(exchange_verbs.export)
 app.command("deid-dicom")(deid_verbs.deid_dicom)
+app.command("deid-review")(deid_verbs.deid_review)
 
 
 @app.command()

@@ -25,9 +25,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 def print_ledger(steps: Pipeline, *refs: ArtifactRef) -> None:
     """Print what went in, came out and was quarantined (with the reasons) in each data step."""
     print_ledger_rows(
-        Ledger(**row)
-        for ref in refs
-        for row in json.loads(steps.store.read_bytes(f"{ref.path}/ledger.json"))
+        Ledger(**row) for ref in refs for row in json.loads(steps.store.read_bytes(f"{ref.path}/ledger.json"))
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from echoray.data.deidentify.pixels import RapidTextReader, TextReader, redact_frame
+from echoray.data.deidentify.pixels import RapidTextReader, RedactedFrame, TextReader, redact_frame
 from echoray.data.deidentify.rules import load_rules
 from echoray.data.deidentify.text import known_pattern, redact_text
 from echoray.data.deidentify.text_rules import load_text_rules
@@ -43,10 +43,14 @@ class Deidentifier:
 
     def clean_frame(self, frame: Frame, identifiers: tuple[str, ...]) -> Frame:
         """One frame without burned-in patient information (unchanged where pixels are switched off)."""
+        return self.redacted_frame(frame, identifiers).frame
+
+    def redacted_frame(self, frame: Frame, identifiers: tuple[str, ...]) -> RedactedFrame:
+        """One clean frame and the decision about every piece of text in it."""
         if self._reader is None:
-            return frame
+            return RedactedFrame(frame, ())
         texts = self._reader.read(frame.pixels)
-        return redact_frame(frame, texts, identifiers=identifiers, rules=self._rules).frame
+        return redact_frame(frame, texts, identifiers=identifiers, rules=self._rules)
 
     def _report(self, study: Study) -> Report | None:
         if study.report is None:

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,9 +40,9 @@ _STORED_ONLY = (
     "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
     "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData",
     "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData", "PaletteColorLookupTableUID",
-    "WindowCenter", "WindowWidth", "VOILUTSequence", "ModalityLUTSequence", "RescaleIntercept", "RescaleSlope",
-    "SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue", "PixelPaddingRangeLimit",
-    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "WindowCenter", "WindowWidth", "VOILUTSequence", "ModalityLUTSequence", "RescaleIntercept",
+    "RescaleSlope", "SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
 )  # fmt: skip
 
 

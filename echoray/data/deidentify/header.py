@@ -22,6 +22,7 @@ STRINGS = frozenset((
 # Value representations that hold people's words.
 _TEXTS = frozenset(("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
 _METHOD = "EchoRay: PS3.15 Basic Profile, burned-in text removed by rules"
+_ICON = 0x00880200  # Icon Image Sequence
 _STANDARD_UID = "1.2.840.10008."  # names SOP classes and transfer syntaxes, never an instance
 
 
@@ -93,10 +94,12 @@ def residue(dataset: Dataset, known: re.Pattern[str] | None) -> bool:
 
 def _drop_pictures(dataset: Dataset) -> None:
     """Remove what may show burned-in text beside the pixels: icons (0088,0200), curves and overlays."""
-    for tag in [one for one in dataset.keys() if one.group >> 8 in (0x50, 0x60)]:
-        del dataset[tag]
-    dataset.walk(lambda owner, element: owner.pop("IconImageSequence", None) if element.VR == "SQ" else None)
-    dataset.pop("IconImageSequence", None)
+    for tag in list(dataset.keys()):
+        if tag.group >> 8 in (0x50, 0x60) or tag == _ICON:
+            del dataset[tag]
+        elif dataset[tag].VR == "SQ":
+            for item in dataset[tag].value:
+                _drop_pictures(item)
 
 
 def _public_elements(dataset: Dataset) -> Iterator[DataElement]:

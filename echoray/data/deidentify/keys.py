@@ -14,6 +14,6 @@ def keyed_hash(key: bytes, value: str) -> str:
 
 
 def keyed_uid(key: bytes, uid: str) -> str:
-    """The DICOM UID that stands for ``uid``: UUID-derived below 2.25 (PS3.5, B.2), the same for the same key."""
+    """The DICOM UID in place of ``uid``: UUID-derived below 2.25 (PS3.5, B.2), one and the same per key."""
     word = hmac.new(key, b"uid\0" + uid.encode(), hashlib.sha256).digest()[:16]
     return f"2.25.{uuid.UUID(bytes=word, version=4).int}"
