@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import struct
 from io import BytesIO
 
@@ -9,11 +10,12 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.errors import BytesLengthException
 
-from echoray.data.deidentify.header import anonymise, identifiers
+from echoray.data.deidentify.header import anonymise, identifiers, study_date
 from echoray.data.deidentify.text import known_pattern
 from echoray.data.phantom import PhantomStudy, synthesize_study
 from echoray.data.phantom.dicom import image_dataset, report_dataset, to_bytes
 from echoray.data.sources.dicom import read_regions
+from echoray.data.sources.quiet import without_warnings
 from echoray.data.sources.samples import package_samples
 
 KEY = b"a key of this test"
@@ -64,6 +66,18 @@ def test_names_dates_and_numbers_are_known_in_the_forms_people_write() -> None:
     }  # fmt: skip
     assert wanted <= set(found)
     assert len(found) == len(set(found)) and min(map(len, found)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("written", "want"),
+    [("20230804", datetime.date(2023, 8, 4)), ("", None), ("20231304", None), ("2023", None), (None, None)],
+)
+def test_the_study_date_is_a_date_or_nothing(written: str | None, want: datetime.date | None) -> None:
+    dataset = Dataset()
+    if written is not None:
+        with without_warnings():
+            dataset.add_new("StudyDate", "DA", written)
+    assert study_date(dataset) == want
 
 
 def test_the_phantom_header_and_nested_items_are_all_known(study: PhantomStudy) -> None:
