@@ -107,7 +107,10 @@ class DicomCleaner:
         frames = [Frame(one, regions) for one in pixels]
         for place, frame in enumerate(self.deidentifier.clean_frames(frames, known)):
             pixels[place] = frame.pixels
-        return _written(clean, pixels)
+        try:
+            return _written(clean, pixels)
+        except Exception:  # what is left of the header makes no DICOM file
+            return "malformed"
 
 
 def clean_archive(

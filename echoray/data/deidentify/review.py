@@ -154,8 +154,8 @@ def _frame(candidate: _Candidate) -> tuple[Frame, tuple[str, ...]] | None:
 
 def _make_private(run: RunConfig, out: Path) -> None:
     workspace = open_store(run.workspace).local()
-    out = out.expanduser().absolute()
-    if workspace is not None and (workspace == out or workspace in out.parents):
+    place = out.resolve()  # past links
+    if workspace is not None and workspace.resolve() in (place, *place.parents):
         raise UsageError(
             "--out lies in the workspace, expected a folder outside: the sheet shows patient data",
             hint="name a local folder that is neither shared nor uploaded",
