@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from echoray.data.deidentify.pixels import RapidTextReader, RedactedFrame, TextReader, redact_frame
@@ -36,21 +36,23 @@ class Deidentifier:
         frames = tuple(self.clean_frame(frame, study.identifiers) for frame in study.frames)
         return replace(study, frames=frames, report=report, turns=turns, identifiers=(), date=None)
 
-    def clean_frames(self, frames: Sequence[Frame], identifiers: tuple[str, ...]) -> Iterator[Frame]:
-        """The frames of one instance (a cine) in order, each read for itself."""
-        for frame in frames:
-            yield self.clean_frame(frame, identifiers)
+    def redact_frames(
+        self, frames: Sequence[Frame], identifiers: tuple[str, ...]
+    ) -> tuple[RedactedFrame, ...]:
+        """Frames without burned-in patient information, and what was decided about their text.
+
+        Where pixels are switched off the frames are as they were, without decisions.
+        """
+        if self._reader is None:
+            return tuple(RedactedFrame(frame, ()) for frame in frames)
+        return tuple(
+            redact_frame(frame, self._reader.read(frame.pixels), identifiers=identifiers, rules=self._rules)
+            for frame in frames
+        )
 
     def clean_frame(self, frame: Frame, identifiers: tuple[str, ...]) -> Frame:
         """One frame without burned-in patient information (unchanged where pixels are switched off)."""
-        return self.redacted_frame(frame, identifiers).frame
-
-    def redacted_frame(self, frame: Frame, identifiers: tuple[str, ...]) -> RedactedFrame:
-        """One clean frame and the decision about every piece of text in it."""
-        if self._reader is None:
-            return RedactedFrame(frame, ())
-        texts = self._reader.read(frame.pixels)
-        return redact_frame(frame, texts, identifiers=identifiers, rules=self._rules)
+        return self.redact_frames((frame,), identifiers)[0].frame
 
     def _report(self, study: Study) -> Report | None:
         if study.report is None:

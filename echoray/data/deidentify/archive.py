@@ -105,8 +105,8 @@ class DicomCleaner:
         except Exception:
             return "unreadable_pixels"
         frames = [Frame(one, regions) for one in pixels]
-        for place, frame in enumerate(self.deidentifier.clean_frames(frames, known)):
-            pixels[place] = frame.pixels
+        clean_frames = self.deidentifier.redact_frames(frames, known)
+        pixels = np.stack([one.frame.pixels for one in clean_frames])
         try:
             return _written(clean, pixels)
         except Exception:  # what is left of the header makes no DICOM file

@@ -75,7 +75,7 @@ def write_review(run: RunConfig, out: Path, num_frames: int, progress: Progress)
             num_unreadable += 1
             continue
         before, known = found
-        after = deidentifier.redacted_frame(before, known)
+        (after,) = deidentifier.redact_frames((before,), known)
         number = len(sections) + 1
         for side, frame in (("before", before), ("after", after.frame)):
             drawn = _with_boxes(frame.pixels, after.boxes, labels=side == "before")
