@@ -47,8 +47,13 @@ def identifiers(dataset: Dataset) -> tuple[str, ...]:
 
 def study_date(dataset: Dataset) -> datetime.date | None:
     """The Study Date (0008,0020), or None where there is none or it is no date."""
+    return day_of(str(dataset.get("StudyDate") or "").strip())
+
+
+def day_of(value: str) -> datetime.date | None:
+    """The date of YYYYMMDD, or None where ``value`` is anything else."""
     try:
-        return datetime.datetime.strptime(str(dataset.get("StudyDate") or "").strip(), "%Y%m%d").date()
+        return datetime.datetime.strptime(value, "%Y%m%d").date()
     except ValueError:
         return None
 

@@ -10,11 +10,11 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from importlib.resources import files as resource_files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +24,19 @@ from echoray.data.deidentify import Deidentifier
 from echoray.data.deidentify.header import identifiers
 from echoray.data.deidentify.pixels import RedactedFrame, TextBox
 from echoray.data.frames import png
+from echoray.data.phantom import synthesize_study
+from echoray.data.phantom.dicom import image_dataset
 from echoray.data.phantom.fonts import load_font
+from echoray.data.sources.conversations import CONVERSATIONS, read_conversation
 from echoray.data.sources.dicom import key_frames, read_regions, to_rgb
-from echoray.data.sources.index import ARCHIVE, CORPUS, PACKAGE, SourceFile, list_source
+from echoray.data.sources.image_report import IMAGE_REPORT, read_image_report
+from echoray.data.sources.index import ARCHIVE, CORPUS, PACKAGE, StudyFiles, list_source
 from echoray.data.sources.quiet import without_warnings
 from echoray.data.sources.samples import package_samples
+from echoray.data.sources.tables import list_tables
 from echoray.errors import InputDataError, UsageError
 from echoray.storage import open_store
 from echoray.types import Box, Frame, Progress
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 PAGE = "review.html"
 # Removed in reds, kept in greens and blues; an unlisted category takes the first colour of its side.
@@ -50,10 +52,14 @@ _KEPT = {
 _LABEL_PX = 12
 
 
+# A picture and the identifying strings that come with it; raises whatever a damaged file makes it raise.
+_Opened = tuple[Frame, tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class _Candidate:
     source: str
-    open: Callable[[], Dataset]
+    open: Callable[[], _Opened]
 
 
 def write_review(run: RunConfig, out: Path, num_frames: int, progress: Progress) -> Path:
@@ -85,69 +91,74 @@ def write_review(run: RunConfig, out: Path, num_frames: int, progress: Progress)
         progress("reviewed frames", number, num_frames)
     if not sections:
         raise InputDataError(
-            f"no frame to review: {num_unreadable} files hold no readable ultrasound picture",
-            hint="check data.source.dicom_uris",
+            f"no frame to review: {num_unreadable} records hold no readable ultrasound picture",
+            hint="check data.source",
         )
     _write(out / PAGE, _page(sections, boxes, num_unreadable).encode())
     return out / PAGE
 
 
 def _candidates(run: RunConfig) -> Iterator[_Candidate]:
-    """Files of all sources in a seeded order, the sources taking turns; an archive is listed before that."""
-    source, draw = run.data.source, random.Random(run.seed)
-    options = {"endpoint_url": run.storage.endpoint_url, "region": run.storage.region}
-    groups: list[list[_Candidate]] = []
-    for number, uri in enumerate(source.dicom_uris):
-        listed = list_source(open_store(uri, **options), ARCHIVE, number).files
-        groups.append([_Candidate(f"{ARCHIVE} {number}", _opened(_bytes_of(one))) for one in listed])
-    if source.package_samples:
-        groups.append([_Candidate(PACKAGE, _opened(one.read_bytes)) for one in package_samples()])
-    if source.phantom is not None:
-        numbers = range(source.phantom.num_studies)
-        groups.append([_Candidate(CORPUS, _phantom(run, number)) for number in numbers])
+    """Files and records of all sources in a seeded order, the sources taking turns."""
+    draw = random.Random(run.seed)
+    groups = [*_dicom(run), *_tables(run), _phantoms(run)]
     for group in groups:
         draw.shuffle(group)
-    return (
-        group[turn]
-        for turn in range(max(map(len, groups), default=0))
-        for group in groups
-        if turn < len(group)
-    )
+    return (group[turn] for turn in range(max(map(len, groups))) for group in groups if turn < len(group))
 
 
-def _bytes_of(file: SourceFile) -> Callable[[], bytes | None]:
-    return lambda: file.read_bytes()
+def _dicom(run: RunConfig) -> Iterator[list[_Candidate]]:
+    options = {"endpoint_url": run.storage.endpoint_url, "region": run.storage.region}
+    for number, uri in enumerate(run.data.source.dicom_uris):
+        files = list_source(open_store(uri, **options), ARCHIVE, number).files
+        yield [_Candidate(f"{ARCHIVE} {number}", partial(_opened, one.read_bytes)) for one in files]
+    if run.data.source.package_samples:
+        yield [_Candidate(PACKAGE, partial(_opened, one.read_bytes)) for one in package_samples()]
 
 
-def _opened(read: Callable[[], bytes | None]) -> Callable[[], Dataset]:
-    def dataset() -> Dataset:
-        from pydicom import dcmread
+def _tables(run: RunConfig) -> Iterator[list[_Candidate]]:
+    readers = {IMAGE_REPORT: read_image_report, CONVERSATIONS: read_conversation}
 
-        return dcmread(io.BytesIO(read() or b""))
+    def first(files: StudyFiles) -> _Opened:
+        read = readers[files.kind]
+        study, _ = read(files, key=b"", language=run.data.language, max_frames=run.data.max_frames)
+        if study is None:
+            raise ValueError("no study")
+        return study.frames[0], study.identifiers
 
-    return dataset
-
-
-def _phantom(run: RunConfig, number: int) -> Callable[[], Dataset]:
-    def dataset() -> Dataset:
-        from echoray.data.phantom import synthesize_study
-        from echoray.data.phantom.dicom import image_dataset
-
-        settings = run.data.source.phantom
-        assert settings is not None
-        size: dict[str, Any] = {"width": settings.width, "height": settings.height}
-        return image_dataset(synthesize_study(number, seed=run.seed, language=run.data.language, **size), 0)
-
-    return dataset
+    for listing in list_tables(run):
+        yield [_Candidate(one.kind, partial(first, one)) for one in listing.studies]
 
 
-def _frame(candidate: _Candidate) -> tuple[Frame, tuple[str, ...]] | None:
-    """A file's key frame and the header's identifying strings, or None where there is no such thing."""
+def _phantoms(run: RunConfig) -> list[_Candidate]:
+    settings = run.data.source.phantom
+    if settings is None:
+        return []
+    width, height = settings.width, settings.height
+
+    def made(number: int) -> _Opened:
+        study = synthesize_study(
+            number, seed=run.seed, language=run.data.language, width=width, height=height
+        )
+        return study.frames[0], identifiers(image_dataset(study, 0))
+
+    return [_Candidate(CORPUS, partial(made, number)) for number in range(settings.num_studies)]
+
+
+def _opened(read: Callable[[], bytes | None]) -> _Opened:
+    """A DICOM file's first key frame."""
+    from pydicom import dcmread
+
+    dataset = dcmread(io.BytesIO(read() or b""))
+    (pixels,) = to_rgb(dataset, key_frames(dataset, 1)[:1])
+    return Frame(pixels, read_regions(dataset)), identifiers(dataset)
+
+
+def _frame(candidate: _Candidate) -> _Opened | None:
+    """The candidate's picture and strings, or None where there is no such thing."""
     with without_warnings():
         try:
-            dataset = candidate.open()
-            (pixels,) = to_rgb(dataset, key_frames(dataset, 1)[:1])
-            return Frame(pixels, read_regions(dataset)), identifiers(dataset)
+            return candidate.open()
         except Exception:  # a damaged file may raise anything, and what was raised may quote it
             return None
 
@@ -251,7 +262,7 @@ def _page(sections: Sequence[str], boxes: Sequence[TextBox], num_unreadable: int
         for kept, category in shown
     )
     skipped = (
-        f" {num_unreadable} files without a readable picture were passed over." if num_unreadable else ""
+        f" {num_unreadable} records without a readable picture were passed over." if num_unreadable else ""
     )
     template = resource_files("echoray.data.deidentify").joinpath(PAGE).read_text(encoding="utf-8")
     return Template(template).substitute(
