@@ -49,10 +49,11 @@ class Region:
 
 @dataclass(frozen=True)
 class Frame:
-    """One key frame: ``pixels`` is uint8 RGB of shape (H, W, 3)."""
+    """One key frame: ``pixels`` is uint8 RGB of shape (H, W, 3), ``cine`` its file's place in the study."""
 
     pixels: NDArray[np.uint8]
     regions: tuple[Region, ...] = ()
+    cine: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Study:
     language: Language
     frames: tuple[Frame, ...]
     report: Report | None
-    source: str  # "phantom", "pydicom-data", "dicom": never a path that could name a patient
+    source: str  # "corpus", "package-samples", "dicom", "dicomweb": never a path that could name a patient
     identifiers: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
     date: datetime.date | None = None

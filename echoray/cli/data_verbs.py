@@ -8,6 +8,7 @@ import typer
 
 from echoray.cli import deid_verbs, exchange_verbs
 from echoray.cli.data_forget import forget
+from echoray.cli.deid_audit import deid_audit
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ app.command("validate")(exchange_verbs.validate)
 app.command("export")(exchange_verbs.export)
 app.command("deid-dicom")(deid_verbs.deid_dicom)
 app.command("deid-review")(deid_verbs.deid_review)
+app.command("deid-audit")(deid_audit)
 
 
 @app.command()

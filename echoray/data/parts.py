@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,8 @@ from echoray.types import ArtifactRef
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_RECORDS = "progress"
+_RECORDS, _ATTEMPTS = "progress", "attempts"
+_DEATHS = 2
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,37 @@ def made_parts(
         yield done.get(work["number"]) or Part(**json.loads(next(rows)["record"]))
 
 
+class Attempts:
+    """What a part's workers died of: a record that kills them must end in quarantine, not be tried for ever.
+
+    From the second attempt on each record is marked while it is under way (an object in the store, which
+    survives the worker), and one that a worker died in twice is not tried again.
+    """
+
+    def __init__(self, store: Store, ref: ArtifactRef, number: int) -> None:
+        self._store, self._folder = store, f"{_ATTEMPTS}/{ref.path}/{number:06d}"
+        self._marks = Counter(path.split("/")[-2] for path in store.list(self._folder))
+        self._careful = bool(self._marks)
+        self._mark("start")
+
+    def is_deadly(self, name: str) -> bool:
+        """Whether workers died in ``name``; if not, it is under way from now on."""
+        if self._marks[name] >= _DEATHS:
+            return True
+        self._current = self._mark(name) if self._careful else None
+        return False
+
+    def survived(self) -> None:
+        """The record that was under way is done."""
+        if self._current:
+            self._store.delete(self._current)
+
+    def _mark(self, name: str) -> str:
+        path = f"{self._folder}/{name}/{uuid.uuid4().hex}"
+        self._store.write_bytes(path, b"")
+        return path
+
+
 def part_name(number: int, folder: str = "") -> str:
     """The name of a Parquet part below its artifact."""
     return f"{folder}part-{number:05d}.parquet"
@@ -91,6 +125,7 @@ def read_rows(store: Store, path: str, columns: Sequence[str] | None = None) -> 
 def forget_progress(store: Store, ref: ArtifactRef) -> None:
     """Remove the records of a finished or abandoned artifact."""
     store.delete(f"{_RECORDS}/{ref.path}")
+    store.delete(f"{_ATTEMPTS}/{ref.path}")
 
 
 def _committed(store: Store, ref: ArtifactRef) -> dict[int, Part]:

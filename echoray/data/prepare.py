@@ -16,7 +16,7 @@ from echoray.config.data import SYNTHETIC_KEY
 from echoray.data.deidentify import Deidentifier
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.frames import model_picture
-from echoray.data.parts import commit, part_name, read_rows, to_parquet
+from echoray.data.parts import Attempts, commit, part_name, read_rows, to_parquet
 from echoray.data.quality import frame_rejection, perceptual_hash, study_rejection
 from echoray.data.records import FORGOTTEN, StudyRecord, fingerprint
 from echoray.data.sources.conversations import CONVERSATIONS, read_conversation
@@ -91,6 +91,17 @@ class PrepareStudies:
         row = self._row(clean)
         frames = tuple(fingerprint_of(frame) for frame in clean.frames)
         return row, replace(record, split=row["split"], frames=frames)
+
+    def refused(self, files: StudyFiles, reason: str) -> StudyRecord:
+        """The record of a study whose files are rejected unread."""
+        names = [file.name for file in files.files] if files.kind == DICOM else [files.identity]
+        rejections = tuple(Rejection(keyed_hash(self.key, name), "read", reason) for name in names)
+        return StudyRecord(
+            study_hash=keyed_hash(self.key, files.identity),
+            counts={"read_in": len(names), "read_out": 0},
+            rejections=rejections,
+            fingerprint=fingerprint(files, self.key),
+        )
 
     def _made(self, study: Study, rejections: list[Rejection], counts: Counter[str]) -> Study | None:
         if study.patient_key in self.forgotten:
@@ -177,8 +188,9 @@ class WriteStudies:
         """Write the part that ``row["work"]`` describes; its summary holds the records of its studies."""
         work = row["work"]
         rows, records = [], json.loads(work["records"])
+        attempts = Attempts(self.store, self.ref, work["number"])
         for files in work["studies"]:
-            made, record = self.worker.prepare(StudyFiles(**files))
+            made, record = self._prepared(StudyFiles(**files), attempts)
             rows += [] if made is None else [made]
             records.append(record.to_json())
         for path, hashes in json.loads(work["reused"]).items():
@@ -186,6 +198,13 @@ class WriteStudies:
         rows.sort(key=lambda one: str(one["study_hash"]))
         contents = {part_name(work["number"]): to_parquet(rows, study_schema())} if rows else {}
         return commit(self.store, self.ref, work["number"], contents, {"records": records})
+
+    def _prepared(self, files: StudyFiles, attempts: Attempts) -> tuple[dict[str, Any] | None, StudyRecord]:
+        if attempts.is_deadly(keyed_hash(self.worker.key, files.identity)):
+            return None, self.worker.refused(files, "kills_worker")
+        made = self.worker.prepare(files)
+        attempts.survived()
+        return made
 
     def _earlier(self, path: str, hashes: set[str]) -> list[dict[str, Any]]:
         return [one for one in read_rows(self.store, path) if one["study_hash"] in hashes]

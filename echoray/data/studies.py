@@ -18,6 +18,7 @@ from echoray.data.ledger import ledger_row, write_ledger
 from echoray.data.parts import forget_progress, made_parts, part_name, read_rows, to_parquet
 from echoray.data.prepare import STEPS, WriteStudies, deid_key, study_schema
 from echoray.data.records import CROSSING, FORGOTTEN, StudyRecord, write_index
+from echoray.data.sources.dicomweb import NOT_IN_PLANS, list_dicomweb
 from echoray.data.sources.index import ARCHIVE, CORPUS, Listing, list_source
 from echoray.data.sources.tables import TableListing, list_tables
 from echoray.data.survey import Survey, find_previous, read_headers, survey
@@ -33,7 +34,7 @@ _LATER: dict[str, Any] = {
     "vqa_per_study": True,
     "max_length_tokens": True,
     "shard_mb": True,
-    "source": {"phantom"},
+    "source": {"phantom": True, "dicomweb": {"__all__": NOT_IN_PLANS}},
 }
 
 
@@ -52,7 +53,9 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
         return ref
     listings = [list_source(store.at(corpus.path), CORPUS), *archives] if corpus else archives
     if not listings and not tables:
-        raise InputDataError("no source of studies is configured", hint="set data.source.dicom_uris")
+        raise InputDataError(
+            "no source of studies is configured", hint="set data.source.dicom_uris or dicomweb"
+        )
     found = survey(
         [file for one in listings for file in one.files],
         [study for one in tables for study in one.studies],
@@ -69,8 +72,9 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
 
 def _archives(run: RunConfig) -> list[Listing]:
     options = {"endpoint_url": run.storage.endpoint_url, "region": run.storage.region}
-    uris = run.data.source.dicom_uris
-    return [list_source(open_store(uri, **options), ARCHIVE, number) for number, uri in enumerate(uris)]
+    source = run.data.source
+    folders = [list_source(open_store(uri, **options), ARCHIVE, n) for n, uri in enumerate(source.dicom_uris)]
+    return folders + [list_dicomweb(one, number) for number, one in enumerate(source.dicomweb)]
 
 
 def _studies_config(

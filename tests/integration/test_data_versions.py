@@ -9,14 +9,18 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from echoray import artifacts
 from echoray.config import RunConfig
+from echoray.data import studies
 from echoray.data.corpus import make_corpus
-from echoray.data.records import read_index
+from echoray.data.prepare import WriteStudies
+from echoray.data.records import StudyRecord, read_index
+from echoray.data.sources.index import StudyFiles
 from echoray.data.studies import prepare_studies
 from echoray.platform.forget import forget, purge
 from echoray.storage import Store, store_of
@@ -24,10 +28,14 @@ from echoray.types import ArtifactRef
 from tests.integration.test_data_pipeline import (
     KEY,
     KEY_VARIABLE,
+    PUBLIC_KEY,
     Made,
     archive_run,
     copy_studies,
     digests,
+    folder_of,
+    header,
+    keyed,
     ledger_of,
     made,  # noqa: F401  (a fixture)
     make,
@@ -155,3 +163,42 @@ def test_a_forgotten_patient_is_in_no_later_version_and_everything_made_of_them_
     assert artifacts.find(store, later) is not None and artifacts.find(store, checkpoint) is not None
     unknown = forget(run, store, "0" * 64)
     assert unknown == replace(unknown, artifacts=(), versions=())
+
+
+def killed_by(victim: str) -> type[WriteStudies]:
+    """A worker that one study kills, as a decoder's crash does; local, so that Ray ships it by value."""
+
+    class Deadly(WriteStudies):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            prepare = self.worker.prepare
+
+            def deadly(files: StudyFiles) -> tuple[dict[str, Any] | None, StudyRecord]:
+                if files.identity == victim:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return prepare(files)
+
+            self.worker.prepare = deadly  # type: ignore[method-assign]
+
+    return Deadly
+
+
+def test_a_study_that_kills_its_workers_goes_to_quarantine_and_costs_the_others_nothing(
+    made: Made,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = at(made.run, tmp_path)
+    victim = header(folder_of(made) / f"study-{sound(made)[0]:05d}").StudyInstanceUID
+    monkeypatch.setattr(studies, "WriteStudies", killed_by(str(victim)))
+    store = store_of(run)
+    ref = prepare_studies(run, make_corpus(run, silent), silent)
+    name = keyed(PUBLIC_KEY, victim)
+    assert rows_of(store, ref.path) == [
+        one for one in rows_of(made.store, made.studies.path) if one["study_hash"] != name
+    ]
+    record = read_index(store, ref).records[name]
+    assert {one.reason for one in record.rejections} == {"kills_worker"}
+    num_files = len(list((folder_of(made) / f"study-{sound(made)[0]:05d}").glob("*.dcm")))
+    assert ledger_of(store, ref)["read"]["quarantined"]["kills_worker"] == num_files
+    assert not store.list("attempts")

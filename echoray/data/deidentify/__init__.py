@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from echoray.data.deidentify.pixels import RapidTextReader, RedactedFrame, TextReader, redact_frame
+from echoray.data.deidentify.cine import redact_cines
+from echoray.data.deidentify.pixels import RapidTextReader, RedactedFrame, TextReader
 from echoray.data.deidentify.rules import load_rules
 from echoray.data.deidentify.text import known_pattern, redact_text
 from echoray.data.deidentify.text_rules import load_text_rules
@@ -33,22 +34,19 @@ class Deidentifier:
             return Rejection(study.study_hash, "deidentify", "text_residue")
         if report is not None and not report.text:
             return Rejection(study.study_hash, "deidentify", "empty_report")
-        frames = tuple(self.clean_frame(frame, study.identifiers) for frame in study.frames)
+        frames = tuple(one.frame for one in self.redact_frames(study.frames, study.identifiers))
         return replace(study, frames=frames, report=report, turns=turns, identifiers=(), date=None)
 
     def redact_frames(
         self, frames: Sequence[Frame], identifiers: tuple[str, ...]
     ) -> tuple[RedactedFrame, ...]:
-        """Frames without burned-in patient information, and what was decided about their text.
+        """A study's frames without burned-in patient information, and what was decided about their text.
 
         Where pixels are switched off the frames are as they were, without decisions.
         """
         if self._reader is None:
             return tuple(RedactedFrame(frame, ()) for frame in frames)
-        return tuple(
-            redact_frame(frame, self._reader.read(frame.pixels), identifiers=identifiers, rules=self._rules)
-            for frame in frames
-        )
+        return redact_cines(frames, self._reader, identifiers=identifiers, rules=self._rules)
 
     def clean_frame(self, frame: Frame, identifiers: tuple[str, ...]) -> Frame:
         """One frame without burned-in patient information (unchanged where pixels are switched off)."""

@@ -20,8 +20,9 @@ from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.deidentify.rules import rules_digest
 from echoray.data.deidentify.text import known_pattern
 from echoray.data.ledger import LEDGER_FILE, ledger_row
-from echoray.data.sources.dicom import read_regions, to_rgb
+from echoray.data.sources.dicom import read_regions
 from echoray.data.sources.index import ULTRASOUND, SourceFile
+from echoray.data.sources.pixels import to_rgb
 from echoray.data.sources.quiet import without_warnings
 from echoray.errors import UsageError
 from echoray.storage import Store

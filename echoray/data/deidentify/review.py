@@ -28,13 +28,15 @@ from echoray.data.phantom import synthesize_study
 from echoray.data.phantom.dicom import image_dataset
 from echoray.data.phantom.fonts import load_font
 from echoray.data.sources.conversations import CONVERSATIONS, read_conversation
-from echoray.data.sources.dicom import key_frames, read_regions, to_rgb
+from echoray.data.sources.dicom import key_frames, read_regions
+from echoray.data.sources.dicomweb import list_dicomweb
 from echoray.data.sources.image_report import IMAGE_REPORT, read_image_report
-from echoray.data.sources.index import ARCHIVE, CORPUS, PACKAGE, StudyFiles, list_source
+from echoray.data.sources.index import ARCHIVE, CORPUS, DICOMWEB, PACKAGE, StudyFiles, list_source
+from echoray.data.sources.pixels import to_rgb
 from echoray.data.sources.quiet import without_warnings
 from echoray.data.sources.samples import package_samples
 from echoray.data.sources.tables import list_tables
-from echoray.errors import InputDataError, UsageError
+from echoray.errors import EchoRayError, InputDataError, UsageError
 from echoray.storage import open_store
 from echoray.types import Box, Frame, Progress
 
@@ -112,6 +114,9 @@ def _dicom(run: RunConfig) -> Iterator[list[_Candidate]]:
     for number, uri in enumerate(run.data.source.dicom_uris):
         files = list_source(open_store(uri, **options), ARCHIVE, number).files
         yield [_Candidate(f"{ARCHIVE} {number}", partial(_opened, one.read_bytes)) for one in files]
+    for number, service in enumerate(run.data.source.dicomweb):
+        files = list_dicomweb(service, number).files
+        yield [_Candidate(f"{DICOMWEB} {number}", partial(_opened, one.read_bytes)) for one in files]
     if run.data.source.package_samples:
         yield [_Candidate(PACKAGE, partial(_opened, one.read_bytes)) for one in package_samples()]
 
@@ -159,6 +164,8 @@ def _frame(candidate: _Candidate) -> _Opened | None:
     with without_warnings():
         try:
             return candidate.open()
+        except EchoRayError:  # a store that does not answer
+            raise
         except Exception:  # a damaged file may raise anything, and what was raised may quote it
             return None
 

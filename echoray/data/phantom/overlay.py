@@ -10,16 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from echoray.data.phantom.fonts import load_font
 from echoray.data.phantom.identity import Identity
+from echoray.data.phantom.page import GREEN, GREY, WHITE, YELLOW, Colour, Page, Point
 from echoray.data.phantom.scene import View
 from echoray.types import Box, Language
 
-Point = tuple[float, float]
-
-WHITE, GREY, YELLOW, GREEN = (235, 235, 235), (170, 170, 170), (250, 220, 60), (90, 230, 110)
 BANNER_SHARE = 0.1  # of the frame's height
 
 # (column, row, template) of each banner text; columns: 0 left edge, 1 right edge, else a share of the width.
@@ -111,18 +108,15 @@ def annotate(
     if measured:
         boxes, calipers = page.calipers(views[0])
         keep += boxes
-    return np.asarray(page.image).copy(), Marks(tuple(banner), tuple(keep), tuple(calipers))
+    return page.pixels, Marks(tuple(banner), tuple(keep), tuple(calipers))
 
 
-class _Page:
-    """A frame being annotated; text size follows the frame's size."""
+class _Page(Page):
+    """A frame with its scan and settings; text size follows the frame's size."""
 
     def __init__(self, pixels: NDArray[np.uint8], language: Language) -> None:
-        self.image = Image.fromarray(pixels)
-        self.draw = ImageDraw.Draw(self.image)
-        self.width, self.height = self.image.size
+        super().__init__(pixels)
         self.language = language
-        self.scale = min(self.width / 640, self.height / 480)
         self.size_px = max(8, round(14 * self.scale))
 
     def text(
@@ -130,20 +124,13 @@ class _Page:
         at: Point,
         text: str,
         *,
-        fill: tuple[int, int, int] = WHITE,
+        fill: Colour = WHITE,
         anchor: str = "la",
         small: bool = False,
         language: Language = "en",
     ) -> Box:
         font = load_font(language, max(8, round(0.8 * self.size_px)) if small else self.size_px)
-        self.draw.text(at, text, fill=fill, font=font, anchor=anchor, stroke_width=1, stroke_fill=(0, 0, 0))
-        x0, y0, x1, y1 = self.draw.textbbox(at, text, font=font, anchor=anchor, stroke_width=1)
-        return Box(
-            max(0, int(x0)),
-            max(0, int(y0)),
-            min(self.width, int(np.ceil(x1))),
-            min(self.height, int(np.ceil(y1))),
-        )
+        return self.write(at, text, font, fill=fill, anchor=anchor)
 
     def banner(self, identity: Identity, layout: int) -> list[Box]:
         bottom = round(BANNER_SHARE * self.height)

@@ -7,8 +7,8 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from echoray.data.anatomy import named_system
 from echoray.data.deidentify.header import identifiers, study_date
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.sources.index import ULTRASOUND, StudyFiles, study_uid
+from echoray.data.sources.pixels import to_rgb
 from echoray.data.sources.quiet import without_warnings
 from echoray.types import Box, Frame, Language, Region, Rejection, Report, Study
 
@@ -131,7 +132,7 @@ def _study(files: StudyFiles, group: Sequence[_Instance], key: bytes, language: 
         patient_key=keyed_hash(key, patient_id or first.patient_name or files.identity),
         system=named_system(first.words) or (named_system(report.text) if report else None),
         language=language,
-        frames=tuple(frame for one in images for frame in one.frames),
+        frames=tuple(replace(frame, cine=cine) for cine, one in enumerate(images) for frame in one.frames),
         report=report,
         source=files.files[0].source,
         identifiers=tuple(dict.fromkeys(value for one in group for value in one.identifiers)),
@@ -151,27 +152,6 @@ def key_frames(dataset: Dataset, limit: int) -> list[int]:
     if named and 1 <= int(named) <= count:
         return [int(named) - 1]
     return evenly(count, limit)
-
-
-def to_rgb(dataset: Dataset, frames: Sequence[int]) -> NDArray[np.uint8]:
-    """The named frames as (N, H, W, 3) uint8: palettes applied, YBR converted, 16 bit windowed.
-
-    Only these are decoded; three samples per pixel come out as RGB, whatever they were stored as.
-    """
-    from pydicom.pixels import apply_color_lut, apply_voi_lut, iter_pixels
-
-    pixels: Any = np.stack(list(iter_pixels(dataset, indices=list(frames))))
-    colours = str(dataset.PhotometricInterpretation)
-    if colours == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, dataset)
-    elif dataset.SamplesPerPixel == 1:
-        pixels = apply_voi_lut(pixels, dataset)
-    if pixels.dtype != np.uint8:
-        low, high = float(pixels.min()), float(pixels.max())
-        pixels = ((pixels - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
-    if colours == "MONOCHROME1":
-        pixels = 255 - pixels
-    return pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=-1)
 
 
 def read_regions(dataset: Dataset) -> tuple[Region, ...]:

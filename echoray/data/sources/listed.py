@@ -115,5 +115,5 @@ def read_frames(images: Sequence[SourceFile], chosen: Sequence[int]) -> tuple[Fr
         if pixels is None:
             code = "unreadable_file" if content is None else "unreadable_image"
             return Defect(code, "", f"image {number + 1} of {len(images)}")
-        frames.append(Frame(np.ascontiguousarray(pixels)))
+        frames.append(Frame(np.ascontiguousarray(pixels), cine=number))
     return tuple(frames)

@@ -17,6 +17,7 @@ from echoray.config import load_run
 from echoray.data.deidentify import archive, review
 from echoray.data.deidentify.header import identifiers
 from echoray.data.deidentify.text import known_pattern
+from echoray.data.frames import png
 from echoray.data.phantom import PhantomStudy, synthesize_study
 from echoray.data.phantom.dicom import image_dataset, report_dataset, to_bytes
 from echoray.data.sources.dicom import read_regions
@@ -184,6 +185,21 @@ def test_the_review_sheet_is_private_shows_both_sides_and_names_no_file(tmp_path
     assert "shows patient data" in text and all(name in text for name in pictures)
     assert ".dcm" not in text and "removed: known" in text and "kept: setting" in text
     assert not (tmp_path / "workspace").exists()
+
+
+def test_the_review_sheet_shows_tables_and_passes_over_what_cannot_be_read(
+    study: PhantomStudy, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.png").write_bytes(png(study.frames[0].pixels))
+    (tmp_path / "in" / "b" / "1.png").write_bytes(b"no picture")
+    source = {"phantom": None, "package_samples": False, "image_report_uris": [str(tmp_path / "in")]}
+    data = {"source": source, "deidentify": {"key_ref": "env:KEY"}}
+    run = load_run("tiny").merged({"data": data, "workspace": str(tmp_path / "workspace")})
+    text = review.write_review(run, tmp_path / "sheet", 9, silent).read_text()
+    assert "image-report" in text and "1 frames" in text
+    assert "1 records without a readable picture" in text
 
 
 def test_the_review_sheet_goes_to_no_store_no_workspace_and_no_folder_in_use(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from echoray.data.phantom import PhantomStudy, synthesize_study, write_corpus, w
 from echoray.data.phantom.anatomy import KINDS, build_anatomy
 from echoray.data.phantom.corpus import fault_of, patient_ordinal
 from echoray.data.phantom.identity import Identity, draw_patient, draw_visit
-from echoray.data.phantom.overlay import GREEN, WHITE, image_area
+from echoray.data.phantom.overlay import image_area
+from echoray.data.phantom.page import GREEN, WHITE
 from echoray.data.phantom.physics import envelope, simulate
 from echoray.data.phantom.report import compose_report
 from echoray.data.phantom.scene import Anatomy, Probe, Scene, Tissue, View, fit_panel
@@ -251,10 +252,10 @@ def test_identity_is_burned_into_the_banner_and_nowhere_else(language: Language)
 
 
 def test_a_missing_chinese_font_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from echoray.data.phantom.fonts import load_font
+    from echoray.data.phantom.fonts import load_face, load_font
     from echoray.errors import InputDataError
 
-    load_font.cache_clear()
+    load_face.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputDataError, match="pip install noto-cjk-sans-otc"):
         load_font("zh", 14)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 from echoray.config import DataConfig
 from echoray.config.data import PhantomConfig
 from echoray.data.deidentify import Deidentifier
-from echoray.data.deidentify.pixels import RapidTextReader, ReadText
+from echoray.data.deidentify.pixels import RapidTextReader, ReadText, RedactedFrame
 from echoray.data.ledger import LEDGER_FILE, QUARANTINE_FILE, ledger_row, write_ledger
 from echoray.data.parts import read_rows
 from echoray.data.phantom import synthesize_study, write_corpus, write_study
@@ -250,9 +251,9 @@ def test_real_package_files_take_the_same_path_through_deidentification(tmp_path
         ledger_row(step, counts[f"{step}_in"], counts[f"{step}_out"], rejections)
     assert counts["read_in"] == counts["deidentify_out"] == counts["studies_in"] == len(samples)
     assert Counter(one.reason for one in rejections if one.step == "studies") == {"no_report": len(samples)}
-    assert len(reader.shapes) == counts["frames_out"] > 0
     used = len(samples) - len({one.record[:64] for one in rejections if one.reason == "multi_region"})
     assert used <= counts["frames_out"] <= 2 * used  # at least a frame of each, and never more than two
+    assert len(reader.shapes) >= used  # each file's first frame whole, then what changed
 
 
 def test_a_real_file_with_a_report_becomes_a_row_without_its_burned_in_hospital(tmp_path: Path) -> None:
@@ -286,13 +287,13 @@ def prepare_cine(folder: Path, frames: list[np.ndarray], max_frames: int) -> tup
     (folder / "cine.dcm").write_bytes(to_bytes(dataset))
     worker = PrepareStudies(CONFIG.model_copy(update={"max_frames": max_frames}), b"key", seed=3)
     seen: list[float] = []
-    clean = worker.deidentifier.clean_frame
+    clean = worker.deidentifier.redact_frames
 
-    def spy(frame: Frame, identifiers: tuple[str, ...]) -> Frame:
-        seen.append(float(frame.pixels.mean()))
-        return clean(frame, identifiers)
+    def spy(frames: Sequence[Frame], identifiers: tuple[str, ...]) -> tuple[RedactedFrame, ...]:
+        seen.extend(float(frame.pixels.mean()) for frame in frames)
+        return clean(frames, identifiers)
 
-    worker.deidentifier.clean_frame = spy  # type: ignore[method-assign]
+    worker.deidentifier.redact_frames = spy  # type: ignore[method-assign]
     (files,) = studies_of(open_store(str(folder)), "dicom")
     row, record = worker.prepare(files)
     rows = [] if row is None else [row]

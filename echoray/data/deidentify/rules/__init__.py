@@ -11,18 +11,25 @@ from importlib.resources import files
 import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from echoray.data.deidentify.rules.vocabulary import Vocabulary
+
 # Machines mix both languages on one screen, so every rule holds for every text.
 LANGUAGES = ("en", "zh")
 WORD_EDGE = r"(?a:\b)"  # a word's edge among ASCII letters: in Chinese text a date borders on letters
 
 
 class RuleFile(BaseModel):
-    """Patterns by category: what is removed, and what may stay outside of the scan regions."""
+    """Patterns by category: what is removed, and what may stay outside of the scan regions.
+
+    Text that is made of ``words`` (literal, by category), numbers and ``units`` alone may stay as well.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     deny: dict[str, tuple[str, ...]]
     allow: dict[str, tuple[str, ...]]
+    words: dict[str, str]  # separated by spaces
+    units: str = ""
 
     @field_validator("deny", "allow")
     @classmethod
@@ -39,6 +46,7 @@ class Rules:
 
     deny: tuple[tuple[str, re.Pattern[str]], ...]
     allow: tuple[tuple[str, re.Pattern[str]], ...]
+    vocabulary: Vocabulary
 
     def denied(self, text: str) -> str | None:
         """The category of patient information that ``text`` shows, or None."""
@@ -46,7 +54,8 @@ class Rules:
 
     def allowed(self, text: str) -> str | None:
         """The category for which ``text`` may stay, or None."""
-        return _first(self.allow, text.strip())
+        tight = re.sub(r"\s+", "", text)  # text readers part letters that stand apart
+        return _first(self.allow, text.strip()) or _first(self.allow, tight) or self.vocabulary.category(text)
 
 
 def rules_digest() -> str:
@@ -61,6 +70,8 @@ def load_rules() -> Rules:
     """Read and compile the rule files of the package."""
     deny: list[tuple[str, re.Pattern[str]]] = []
     allow: list[tuple[str, re.Pattern[str]]] = []
+    words: dict[str, str] = {}
+    units: list[str] = []
     for language in LANGUAGES:
         content = files(__package__).joinpath(f"{language}.yaml").read_text(encoding="utf-8")
         rules = RuleFile.model_validate(yaml.safe_load(content))
@@ -70,7 +81,9 @@ def load_rules() -> Rules:
                 for category, patterns in source.items()
                 for pattern in patterns
             ]
-    return Rules(tuple(deny), tuple(allow))
+        words |= {word.casefold(): kind for kind, line in rules.words.items() for word in line.split()}
+        units += rules.units.split()
+    return Rules(tuple(deny), tuple(allow), Vocabulary(words, units))
 
 
 def _first(rules: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str | None:
