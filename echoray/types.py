@@ -18,6 +18,8 @@ System = Literal["liver", "kidney", "thyroid", "vessel", "gynecology", "heart", 
 Task = Literal["report", "diagnosis", "vqa"]
 Language = Literal["en", "zh"]
 Split = Literal["train", "validation", "test"]
+# "dynamic": sides follow the picture's aspect within a pixel budget; "square": all are size x size.
+ImageLayout = Literal["dynamic", "square"]
 
 # Called with (step, done, total or None); the CLI draws it, jobs log it.
 Progress = Callable[[str, int, "int | None"], None]
@@ -138,12 +140,16 @@ class ArtifactRef:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Counts of one step; ``records_in == records_out + sum(quarantined.values())`` always holds."""
+    """Counts of one step; ``records_in == records_out + sum(quarantined.values())`` always holds.
+
+    ``shortened`` says, by reason, how many records of ``records_out`` lost a part.
+    """
 
     step: str
     records_in: int
     records_out: int
     quarantined: Mapping[str, int] = field(default_factory=dict)
+    shortened: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lost = self.records_in - self.records_out - sum(self.quarantined.values())

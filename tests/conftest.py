@@ -88,7 +88,7 @@ def tiny_shards(tiny_run: RunConfig) -> ArtifactRef:
     from echoray.storage import store_of
 
     rng = np.random.default_rng(3)
-    tokenizer = ConversationTokenizer(Path(tiny_run.model.base), IMAGE_PX)
+    tokenizer = ConversationTokenizer(Path(tiny_run.model.base), tiny_run.data.max_length_tokens)
 
     def png() -> bytes:
         target = io.BytesIO()

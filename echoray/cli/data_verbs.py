@@ -8,6 +8,7 @@ import typer
 
 from echoray.cli import deid_verbs, exchange_verbs
 from echoray.cli.data_forget import forget
+from echoray.cli.data_statistics import stats
 from echoray.cli.deid_audit import deid_audit
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
 app.command()(forget)
+app.command()(stats)
 app.command("validate")(exchange_verbs.validate)
 app.command("export")(exchange_verbs.export)
 app.command("deid-dicom")(deid_verbs.deid_dicom)

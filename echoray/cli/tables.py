@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -23,22 +23,25 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 def print_ledger(steps: Pipeline, *refs: ArtifactRef) -> None:
-    """Print what went in, came out and was quarantined (with the reasons) in each data step."""
+    """Print what went in, came out, was quarantined (with the reasons) and shortened in each data step."""
     print_ledger_rows(
         Ledger(**row) for ref in refs for row in json.loads(steps.store.read_bytes(f"{ref.path}/ledger.json"))
     )
 
 
 def print_ledger_rows(rows: Iterable[Ledger]) -> None:
-    """Print the counts of each step and the reasons of what is in quarantine."""
+    """Print the counts of each step, why there is something in quarantine, and what was shortened."""
     table = Table(title="Ledger: in = out + quarantined", title_justify="left")
-    for column in ("step", "in", "out", "quarantined", "reasons"):
-        table.add_column(column, justify="left" if column in ("step", "reasons") else "right")
+    for column in ("step", "in", "out", "quarantined", "reasons", "shortened"):
+        table.add_column(column, justify="left" if column in ("step", "reasons", "shortened") else "right")
     for row in rows:
-        why = ", ".join(f"{name} {count}" for name, count in sorted(row.quarantined.items()))
         counts = (row.records_in, row.records_out, sum(row.quarantined.values()))
-        table.add_row(row.step, *map(str, counts), why)
+        table.add_row(row.step, *map(str, counts), _counted(row.quarantined), _counted(row.shortened))
     console.print(table)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count)
 
 
 def print_evaluation(steps: Pipeline) -> EvalReport:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from echoray.config.base import Section
-from echoray.types import Language
+from echoray.types import ImageLayout, Language
 
 SYNTHETIC_KEY = "synthetic"
 REFERENCE = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"
@@ -137,10 +137,16 @@ class DataConfig(Section):
     language: Language = "en"
     deidentify: DeidentifyConfig = DeidentifyConfig()
     split: SplitConfig = SplitConfig()
-    image_size_px: int = Field(392, multiple_of=28, ge=56, description="square target size; Table 9: 392")
+    image_size_px: int = Field(
+        392, multiple_of=28, ge=56, description="pixel budget of a picture is its square; Table 9: 392"
+    )
+    image_layout: ImageLayout = Field(
+        "dynamic",
+        description="dynamic: sides follow the content's aspect; square: image_size_px on both sides",
+    )
     max_frames: int = Field(8, ge=1, description="key frames kept per study")
     max_length_tokens: int = Field(
-        32768, ge=64, description="longer examples go to quarantine; Table 9: 32,768"
+        32768, ge=64, description="longer answers lose their tail; Table 9: 32,768"
     )
     vqa_per_study: int = Field(2, ge=0, description="rule-based question and answer pairs per study")
     part_studies: int = Field(16, ge=1, description="studies per Parquet part, at most, on average")

@@ -6,7 +6,8 @@ Shape legend: B rows, T tokens per row, P patches, D values per patch, I images.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from echoray.types import ArtifactRef, Split
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 SHARD_SCHEMA = b"1"
 SCHEMA_KEY = b"echoray_schema"
@@ -76,7 +78,8 @@ def shard_schema() -> pa.Schema:
         *((name, pa.string()) for name in texts),
         *((name, pa.list_(pa.int32())) for name in ("input_ids", "labels", "grid_thw")),
         ("images", pa.list_(pa.binary())),
-        ("num_tokens", pa.int64()),
+        *((name, pa.int64()) for name in ("num_tokens", "num_image_tokens", "num_answer_tokens")),
+        ("truncated", pa.bool_()),
     ]
     return pa.schema(fields, metadata={SCHEMA_KEY: SHARD_SCHEMA})
 
@@ -97,6 +100,13 @@ def load_examples(
 
 def read_shard(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read ``columns`` (none named: all) of one shard; ShardError where another schema version wrote it."""
+    with open_shard(store, path) as shard:
+        return shard.read(columns=None if columns is None else list(columns))
+
+
+@contextmanager
+def open_shard(store: Store, path: str) -> Iterator[pq.ParquetFile]:
+    """One shard, opened for reading in parts; ShardError where another schema version wrote it."""
     import pyarrow.parquet as pq
 
     with store.open(path) as handle:
@@ -107,7 +117,7 @@ def read_shard(store: Store, path: str, columns: Sequence[str] | None = None) ->
                 f"{store.uri(path)}: schema {found!r}, expected {SHARD_SCHEMA!r}",
                 hint="delete the shards artifact and run `echoray data tokenize`",
             )
-        return shard.read(columns=None if columns is None else list(columns))
+        yield shard
 
 
 def _example(row: dict[str, object]) -> Example:
@@ -206,6 +216,14 @@ def mrope_positions(
         position += max(size)
     positions_3T[:, token:] = np.arange(position, position + len(input_ids_T) - token)
     return positions_3T
+
+
+def grid_of(png: bytes) -> tuple[int, int, int]:
+    """(t, h, w) of an image in patches, from its header alone."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as image:
+        return 1, image.height // PATCH_PX, image.width // PATCH_PX
 
 
 def patchify(png: bytes) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from echoray.storage import Store
@@ -20,12 +20,14 @@ def study_of(row: Mapping[str, Any]) -> Study:
     return Study(**named, frames=(), report=report, turns=turns)
 
 
-def clean_rows(store: Store, studies: ArtifactRef) -> Iterator[dict[str, Any]]:
-    """Every row of the artifact in its order; a few at a time are in memory."""
+def clean_rows(
+    store: Store, studies: ArtifactRef, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Every row of the artifact in its order (of ``columns``, where named); a few at a time are in memory."""
     import pyarrow.parquet as pq
 
     for path in store.list(studies.path):
         if path.rpartition("/")[2].startswith("part-"):
             with store.open(path) as handle:
-                for batch in pq.ParquetFile(handle).iter_batches(_ROWS):
+                for batch in pq.ParquetFile(handle).iter_batches(_ROWS, columns=columns and list(columns)):
                     yield from batch.to_pylist()

@@ -17,6 +17,7 @@ SYSTEM_PROMPT = MappingProxyType(
         "zh": "你为临床医生撰写超声报告草稿，仅供研究使用。",
     }
 )
+RESERVED = re.compile(r"<\|\w+\|>")  # how the model's chat format spells turns and images
 # Wordings vary so that the model follows the intent; none of them names the organ.
 REPORT_PROMPTS: dict[Language, tuple[str, ...]] = {
     "en": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from echoray.artifacts import write_file
@@ -16,10 +16,17 @@ LEDGER_FILE = "ledger.json"
 QUARANTINE_FILE = "quarantine.parquet"
 
 
-def ledger_row(step: str, records_in: int, records_out: int, rejections: Iterable[Rejection]) -> Ledger:
+def ledger_row(
+    step: str,
+    records_in: int,
+    records_out: int,
+    rejections: Iterable[Rejection],
+    *,
+    shortened: Mapping[str, int] | None = None,
+) -> Ledger:
     """One ledger row; ValueError where the counts do not reconcile."""
     reasons = Counter(one.reason for one in rejections if one.step == step)
-    return Ledger(step, records_in, records_out, dict(sorted(reasons.items())))
+    return Ledger(step, records_in, records_out, dict(sorted(reasons.items())), dict(shortened or {}))
 
 
 def packed(rejections: Iterable[Rejection]) -> str:
@@ -50,6 +57,6 @@ def write_ledger(
     pq.write_table(
         pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), target
     )
-    content = [{**asdict(row), "quarantined": dict(row.quarantined)} for row in rows]
+    content = [asdict(row) for row in rows]
     files = {QUARANTINE_FILE: target.getvalue(), LEDGER_FILE: json.dumps(content, indent=1).encode()}
     return {name: write_file(store, path, name, data) for name, data in files.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from echoray.config import DataConfig, secret
 from echoray.config.data import SYNTHETIC_KEY
+from echoray.data.batch import grid_of
 from echoray.data.deidentify import Deidentifier
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.fingerprint import frame_fingerprint, near_any
@@ -52,7 +53,12 @@ def study_schema() -> pa.Schema:
         "split",
         "source",
     )
-    return pa.schema([*((name, pa.string()) for name in texts), ("images", pa.list_(pa.binary()))])
+    fields = [
+        *((name, pa.string()) for name in texts),
+        ("images", pa.list_(pa.binary())),
+        ("grid_thw", pa.list_(pa.int32())),
+    ]
+    return pa.schema(fields)
 
 
 def deid_key(config: DataConfig) -> bytes:
@@ -152,7 +158,8 @@ class PrepareStudies:
         return True
 
     def _row(self, study: Study) -> dict[str, Any]:
-        report = study.report or Report("", "")
+        report, data = study.report or Report("", ""), self.config
+        pictures = [model_picture(one.pixels, data.image_size_px, data.image_layout) for one in study.frames]
         return {
             "study_hash": study.study_hash,
             "patient_key": study.patient_key,
@@ -161,9 +168,10 @@ class PrepareStudies:
             "findings": report.findings,
             "impression": report.impression,
             "turns": json.dumps([asdict(one) for one in study.turns], ensure_ascii=False),
-            "images": [model_picture(frame.pixels, self.config.image_size_px) for frame in study.frames],
-            # Of the clean frames: the audit compares what a model could see, not who is named above it.
-            "split": split_of(study.patient_key, self.config.split, seed=self.seed),
+            "images": pictures,
+            # Flat (t, h, w) in patches, so that nobody need read the pictures to know their number and size.
+            "grid_thw": [side for one in pictures for side in grid_of(one)],
+            "split": split_of(study.patient_key, data.split, seed=self.seed),
             "source": study.source,
         }
 

@@ -25,7 +25,6 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
     config = {
         "vqa_per_study": run.data.vqa_per_study,
         "max_length_tokens": run.data.max_length_tokens,
-        "image_size_px": run.data.image_size_px,
         "shard_mb": run.data.shard_mb,
         "tokenizer": digest([(base / name).read_text() for name in FORMAT_FILES if (base / name).exists()]),
         "seed": run.seed,
@@ -44,19 +43,21 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
 def _written(
     run: RunConfig, store: Store, ref: ArtifactRef, studies: ArtifactRef, base: Path, progress: Progress
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Have the shards written, write the ledger; sha256 by file, and the number of examples by split."""
+    """Have the shards written, write the ledger; sha256 by file, and the counts of examples."""
     works = study_groups(store, studies, round(run.data.shard_mb * 10**6))
     arguments = (store, ref, base, run.data, run.seed)
     digests: dict[str, str] = {}
     counts: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
     rejections: list[Rejection] = []
-    done = 0
+    truncated = done = 0
     for part in made_parts(store, ref, works, WriteShards, arguments, num_workers=run.data.num_workers):
         digests |= part.files
         counts.update(part.summary["examples"])
         rejections += [Rejection(**one) for one in part.summary["rejections"]]
+        truncated += part.summary["truncated"]
         done += len(works[part.number]["paths"])
         progress("tokenized parts of studies", done, sum(len(one["paths"]) for one in works))
     kept = sum(counts.values())
-    ledger = ledger_row("tokenize", kept + len(rejections), kept, rejections)
-    return digests | write_ledger(store, ref.path, [ledger], rejections), dict(counts)
+    cut = {"truncated": truncated}
+    ledger = ledger_row("tokenize", kept + len(rejections), kept, rejections, shortened=cut)
+    return digests | write_ledger(store, ref.path, [ledger], rejections), {**counts, **cut}

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from echoray.config import DataConfig
-from echoray.data.batch import IGNORE, MERGE, PATCH_PX, shard_schema
+from echoray.data.batch import IGNORE, MERGE, grid_of, shard_schema
 from echoray.data.clean import study_of
 from echoray.data.conversations import SYSTEM_PROMPT, conversations
 from echoray.data.parts import commit, part_name, read_rows, to_parquet
 from echoray.storage import Store
 from echoray.types import SPLITS, ArtifactRef, Conversation, Rejection
 
+Grid = tuple[int, int, int]  # (t, h, w) of an image in patches
 IMAGE_PAD = "<|image_pad|>"
 FORMAT_FILES = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  # they decide the token ids
 
@@ -22,39 +23,62 @@ FORMAT_FILES = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  
 class ConversationTokenizer:
     """Applies the base model's chat template; images are expanded to their number of merged patches."""
 
-    def __init__(self, base: Path, image_size_px: int) -> None:
+    def __init__(self, base: Path, max_length_tokens: int) -> None:
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(base)
-        side = image_size_px // PATCH_PX
-        self.grid_thw = (1, side, side)
-        self.pads = IMAGE_PAD * (side // MERGE) ** 2
+        self._max_length_tokens = max_length_tokens
 
-    def encode(self, conversation: Conversation, images: Sequence[bytes]) -> dict[str, Any]:
-        """A shard row; labels are IGNORE except on the answer and its end-of-turn token."""
-        given = self.prompt_text(conversation.prompt, conversation.language, len(images))
+    def encode(self, conversation: Conversation, images: Sequence[bytes]) -> dict[str, Any] | None:
+        """A shard row; labels are IGNORE except on the answer and its end-of-turn token.
+
+        An answer that does not fit loses its tail, the end-of-turn token first, since it does not end there;
+        None where not one token of it would be left beside the prompt and the images, which stay whole.
+        """
+        grids = [grid_of(image) for image in images]
+        given = self.prompt_text(conversation.prompt, conversation.language, grids)
         given_ids = self.tokenizer(given).input_ids
+        room = self._max_length_tokens - len(given_ids)
+        if room < 1:
+            return None
         # A report that spells a reserved token such as <|image_pad|> is text; it must not become that token.
         answer_ids = self.tokenizer(conversation.answer, split_special_tokens=True).input_ids
         answer_ids = [*answer_ids, self.tokenizer.eos_token_id]
+        kept_ids = answer_ids[:room]
         return {
             **vars(conversation),
-            "input_ids": given_ids + answer_ids,
-            "labels": [IGNORE] * len(given_ids) + answer_ids,
+            "input_ids": given_ids + kept_ids,
+            "labels": [IGNORE] * len(given_ids) + kept_ids,
             "images": list(images),
-            "grid_thw": list(self.grid_thw) * len(images),
-            "num_tokens": len(given_ids) + len(answer_ids),
+            "grid_thw": [side for grid in grids for side in grid],
+            "num_tokens": len(given_ids) + len(kept_ids),
+            "num_image_tokens": sum(map(num_image_tokens, grids)),
+            "num_answer_tokens": len(kept_ids),
+            "truncated": len(kept_ids) < len(answer_ids),
         }
 
-    def prompt_text(self, prompt: str, language: str, num_images: int) -> str:
+    def prompt_text(self, prompt: str, language: str, grids: Sequence[Grid]) -> str:
         """System prompt, images and question up to where the assistant begins."""
-        content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
+        content = [{"type": "image"}] * len(grids) + [{"type": "text", "text": prompt}]
         messages = [
             {"role": "system", "content": SYSTEM_PROMPT[language]},
             {"role": "user", "content": content},
         ]
         text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text.replace(IMAGE_PAD, self.pads)
+        return expand_images(text, grids)
+
+
+def expand_images(text: str, grids: Sequence[Grid]) -> str:
+    """``text`` with its image tokens, one for each of ``grids``, repeated once per merged patch."""
+    first, *rest = text.split(IMAGE_PAD)
+    parts = [IMAGE_PAD * num_image_tokens(grid) + part for grid, part in zip(grids, rest, strict=True)]
+    return "".join([first, *parts])
+
+
+def num_image_tokens(grid: Grid) -> int:
+    """How many tokens an image of (t, h, w) patches takes."""
+    t, h, w = grid
+    return t * h * w // MERGE**2
 
 
 def study_groups(store: Store, studies: ArtifactRef, size_bytes: int) -> list[dict[str, Any]]:
@@ -76,7 +100,7 @@ class WriteShards:
 
     def __init__(self, store: Store, ref: ArtifactRef, base: Path, config: DataConfig, seed: int) -> None:
         self.store, self.ref, self.config, self.seed = store, ref, config, seed
-        self.tokenizer = ConversationTokenizer(base, config.image_size_px)
+        self.tokenizer = ConversationTokenizer(base, config.max_length_tokens)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shards that ``row["work"]`` describes."""
@@ -93,6 +117,7 @@ class WriteShards:
         }
         summary = {
             "examples": {split: len(made) for split, made in rows.items()},
+            "truncated": sum(one["truncated"] for made in rows.values() for one in made),
             "rejections": [asdict(one) for one in rejections],
         }
         return commit(self.store, self.ref, number, contents, summary)
@@ -102,7 +127,7 @@ class WriteShards:
     ) -> None:
         for one in conversations(study_of(row), vqa_per_study=self.config.vqa_per_study, seed=self.seed):
             example = self.tokenizer.encode(one, row["images"])
-            if example["num_tokens"] > self.config.max_length_tokens:
+            if example is None:
                 rejections.append(Rejection(one.example_id, "tokenize", "too_long"))
             else:
                 examples.append(example)

@@ -20,6 +20,12 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
 )  # fmt: skip
 METADATA_FILE = "echoray.json"
+_PIXEL_FILE = "preprocessor_config.json"
+_MIN_PIXELS = 56 * 56  # Qwen2-VL's own lower limit
+_IMAGES = {
+    "dynamic": "sides by the content's aspect in multiples of 28, at most {0} x {0} = {1} pixels",
+    "square": "{0} x {0} pixels, the content centred on black",
+}
 MAX_SHARD_BYTES = 5 * 1000**3
 
 RESEARCH_NOTICE = """\
@@ -41,7 +47,7 @@ EchoVLM (She et al.): Qwen2-VL with a dual-path Mixture-of-Experts, trained with
     + """
 
 - Mix: {mix}; routed experts per layer: {num_experts}, {num_experts_per_tok} per token
-- Image size in training: {image_size_px} x {image_size_px} pixels
+- Images in training: {images}
 
 ## Training
 
@@ -69,20 +75,21 @@ def export_model(
     """Write weights (safetensors), the processor files of ``base``, a model card and ``metadata``.
 
     Adapters are merged into ``model`` itself; ExportError where that would change its answers. ``metadata``
-    becomes echoray.json and must hold ``name``, ``image_size_px``, ``system_prompt``, ``lineage`` (the
-    artifacts it was made from, with their counts) and ``training`` (the summaries of its stages).
+    becomes echoray.json and must hold ``name``, ``image_size_px``, ``image_layout``, ``system_prompt``,
+    ``lineage`` (the artifacts it was made from, with their counts) and ``training`` (its stages' summaries).
     """
     merge_adapters(model)
     model.eval()
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, max_shard_size=MAX_SHARD_BYTES)
     copy_files(base, out, PROCESSOR_FILES)
+    _set_pixel_budget(out / _PIXEL_FILE, metadata["image_size_px"])
     (out / METADATA_FILE).write_text(json.dumps(dict(metadata), indent=1, sort_keys=True, ensure_ascii=False))
     (out / "README.md").write_text(_card(model, metadata))
 
 
 def _card(model: EchoVLMForConditionalGeneration, metadata: Mapping[str, Any]) -> str:
-    text = model.config.text_config
+    text, size_px = model.config.text_config, metadata["image_size_px"]
     training = [
         f"| {one['stage']} | {one['steps']} | {one['loss']:.4f} | {one['trained_parameters']:,} |"
         for one in metadata["training"]
@@ -95,10 +102,21 @@ def _card(model: EchoVLMForConditionalGeneration, metadata: Mapping[str, Any]) -
         mix=text.mix,
         num_experts=text.num_experts,
         num_experts_per_tok=text.num_experts_per_tok,
-        image_size_px=metadata["image_size_px"],
+        images=_IMAGES[metadata["image_layout"]].format(size_px, size_px**2),
         training="\n".join(training) or "| none recorded | | | |",
         lineage="\n".join(lineage) or "None recorded.",
     )
+
+
+def _set_pixel_budget(path: Path, size_px: int) -> None:
+    """Let the directory's own processor keep to the pixels of training, and our pictures as they are."""
+    if not path.is_file():
+        return
+    values = json.loads(path.read_text())
+    for old_name in ("min_pixels", "max_pixels"):  # these would go before ``size``
+        values.pop(old_name, None)
+    values["size"] = {"shortest_edge": _MIN_PIXELS, "longest_edge": size_px**2}
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def copy_files(source: Path, out: Path, names: Iterable[str]) -> None:

@@ -15,9 +15,9 @@ from echoray.storage import Store
 from echoray.types import ArtifactRef, ModelVersion
 
 # In the order in which they are made from each other.
-_KINDS = ("studies", "shards", "checkpoint", "model", "predictions", "evaluation")
-# These hold texts or pictures of studies; the others hold weights.
-_WITH_DATA = frozenset(("studies", "shards", "predictions", "evaluation"))
+_KINDS = ("studies", "shards", "statistics", "checkpoint", "model", "predictions", "evaluation")
+# These hold texts, pictures or counts of studies; the others hold weights.
+_WITH_DATA = frozenset(("studies", "shards", "statistics", "predictions", "evaluation"))
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Traces:
 
     @property
     def with_data(self) -> tuple[ArtifactRef, ...]:
-        """The artifacts that hold texts or pictures of the patient."""
+        """The artifacts that hold texts or pictures of the patient, or count them."""
         return tuple(one for one in self.artifacts if one.kind in _WITH_DATA)
 
     @property

@@ -17,7 +17,15 @@ CHAMPION_METRIC = "report/average/rouge_l"
 
 # Not where the studies come from: such names can identify a site or a patient.
 _RECORDED = {"name", "seed", "model", "train", "evaluate"}
-_RECORDED_DATA = {"language", "split", "image_size_px", "max_frames", "max_length_tokens", "vqa_per_study"}
+_RECORDED_DATA = {
+    "language",
+    "split",
+    "image_size_px",
+    "image_layout",
+    "max_frames",
+    "max_length_tokens",
+    "vqa_per_study",
+}
 
 
 @dataclass(frozen=True)

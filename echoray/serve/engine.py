@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length"]
 class Prompt:
     """A rendered conversation: ``text`` holds one image token per entry of ``images``.
 
-    ``images`` are PNG squares at the model's training size; ``num_tokens`` counts them expanded.
+    ``images`` are PNG pictures within the model's pixel budget; ``num_tokens`` counts them expanded.
     """
 
     text: str

@@ -6,18 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from echoray.data.batch import MERGE, PATCH_PX
 from echoray.data.conversations import SYSTEM_PROMPT
 from echoray.errors import ModelLoadError
 from echoray.model.export import METADATA_FILE
+from echoray.types import ImageLayout
 
 DISCLAIMER = (
     "Research software, not a medical device. Answers are drafts for a clinician, who remains responsible "
     "for every statement."
 )
-# Qwen2-VL's own default budget is far larger; directories without echoray.json get a moderate square.
+# Qwen2-VL's own default budget is far larger; directories without echoray.json get a moderate one.
 _DEFAULT_IMAGE_SIZE_PX = 448
 
 
@@ -27,15 +27,11 @@ class ExportedModel:
 
     folder: Path
     image_size_px: int
+    image_layout: ImageLayout
     system_prompt: Mapping[str, str]  # by language
     version: str
     context_tokens: int
     architecture: str
-
-    @property
-    def pads_per_image(self) -> int:
-        """How many tokens one image takes: its merged patches."""
-        return (self.image_size_px // (PATCH_PX * MERGE)) ** 2
 
 
 def read_exported(folder: Path) -> ExportedModel:
@@ -50,6 +46,7 @@ def read_exported(folder: Path) -> ExportedModel:
         return ExportedModel(
             folder=folder,
             image_size_px=int(metadata.get("image_size_px", _DEFAULT_IMAGE_SIZE_PX)),
+            image_layout=_layout(metadata),
             system_prompt=dict(metadata.get("system_prompt", SYSTEM_PROMPT)),
             version=str(metadata.get("version", "unversioned")),
             context_tokens=int(text["max_position_embeddings"]),
@@ -59,6 +56,15 @@ def read_exported(folder: Path) -> ExportedModel:
         raise ModelLoadError(
             f"{folder}: metadata not usable ({type(error).__name__}: {error})", hint="export the model again"
         ) from None
+
+
+def _layout(metadata: Mapping[str, Any]) -> ImageLayout:
+    # Metadata that names no layout is older than the choice, and its model was trained on squares.
+    found = metadata.get("image_layout", "square" if "image_size_px" in metadata else "dynamic")
+    if found not in get_args(ImageLayout):
+        raise ValueError(f"image_layout is {found!r}, expected one of {get_args(ImageLayout)}")
+    layout: ImageLayout = found
+    return layout
 
 
 def _json(path: Path) -> dict[str, Any]:

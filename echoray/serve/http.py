@@ -167,6 +167,7 @@ def _model_card(service: ChatService, started: int) -> dict[str, Any]:
         "version": service.model_version,
         "max_model_len": service.exported.context_tokens,
         "image_size_px": service.exported.image_size_px,
+        "image_layout": service.exported.image_layout,
         "disclaimer": DISCLAIMER,
     }
 

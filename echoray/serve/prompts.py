@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoray.config import ServeConfig
+from echoray.data.batch import grid_of
+from echoray.data.conversations import RESERVED
 from echoray.data.frames import model_picture
-from echoray.data.tokens import IMAGE_PAD
+from echoray.data.tokens import num_image_tokens
 from echoray.serve.engine import Prompt, Sampling
 from echoray.serve.exported import ExportedModel
 from echoray.serve.protocol import ChatRequest, ImagePart, Message, RequestError, TextPart
 
 _DATA_URL = re.compile(r"data:image/(png|jpeg);base64,", re.ASCII)
-_RESERVED = re.compile(r"<\|\w+\|>")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 # No token is longer on average; longer texts need not be tokenized to know that they do not fit.
 _MAX_CHARACTERS_PER_TOKEN = 32
@@ -45,7 +46,8 @@ class Prompter:
         text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if len(text) > self._exported.context_tokens * _MAX_CHARACTERS_PER_TOKEN:
             raise self._too_long(f"the prompt has {len(text)} characters")
-        num_tokens = len(self._tokenizer(text).input_ids) + len(images) * (self._exported.pads_per_image - 1)
+        num_tokens = len(self._tokenizer(text).input_ids)
+        num_tokens += sum(num_image_tokens(grid_of(image)) - 1 for image in images)
         return Prompt(text, images, num_tokens), self._sampling(request, num_tokens)
 
     def _images(self, request: ChatRequest) -> tuple[bytes, ...]:
@@ -61,7 +63,8 @@ class Prompter:
                 hint="send fewer key frames",
             )
         pixels = (decode_image(url, param, self._limits.max_image_pixels) for param, url in urls)
-        return tuple(model_picture(one, self._exported.image_size_px) for one in pixels)
+        size_px, layout = self._exported.image_size_px, self._exported.image_layout
+        return tuple(model_picture(one, size_px, layout) for one in pixels)
 
     def _with_system_prompt(self, messages: list[Message]) -> list[Message]:
         if messages[0].role == "system":
@@ -100,7 +103,7 @@ def _template_message(message: Message) -> dict[str, Any]:
             content.append({"type": "image"})
             continue
         # A reserved token in the text would forge a turn or an image.
-        if _RESERVED.search(part.text):
+        if RESERVED.search(part.text):
             raise RequestError(
                 "a message's text holds a reserved token such as <|im_end|>",
                 hint="remove it",
@@ -146,8 +149,3 @@ def decode_image(url: str, param: str, max_pixels: int) -> NDArray[np.uint8]:
     except (binascii.Error, OSError, ValueError, SyntaxError):
         problem = "is not a readable PNG or JPEG"
     raise RequestError(f"an image {problem}", hint="encode it again", code="invalid_image", param=param)
-
-
-def expand_images(text: str, pads_per_image: int) -> str:
-    """The prompt's text with each image token repeated as often as the image has merged patches."""
-    return text.replace(IMAGE_PAD, IMAGE_PAD * pads_per_image)

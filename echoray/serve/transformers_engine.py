@@ -6,7 +6,6 @@ Shape legend: P patches, D values per patch, I images.
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import queue
 import threading
@@ -19,7 +18,8 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from echoray.data.batch import PATCH_PX, patchify
+from echoray.data.batch import grid_of, patchify
+from echoray.data.tokens import expand_images
 from echoray.errors import EchoRayError, ModelLoadError, ServingError
 from echoray.model.export import load_exported
 from echoray.model.layout import RELEASED_ARCHITECTURE
@@ -27,7 +27,6 @@ from echoray.model.modeling import EchoVLMForConditionalGeneration
 from echoray.model.released import load_released
 from echoray.serve.engine import Delta, FinishReason, Prompt, Sampling
 from echoray.serve.exported import ExportedModel
-from echoray.serve.prompts import expand_images
 from echoray.serve.text_stream import TextStream
 
 logger = logging.getLogger(__name__)
@@ -136,7 +135,6 @@ class _Decoder:
             raise ModelLoadError(
                 f"{exported.folder}: no {_END_OF_TURN} token", hint="use a Qwen2-VL tokenizer"
             )
-        self._pads_per_image = exported.pads_per_image
 
     @torch.inference_mode()
     def decode(self, job: _Job, stopping: threading.Event) -> None:
@@ -172,7 +170,8 @@ class _Decoder:
         )
 
     def _inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        text = expand_images(prompt.text, self._pads_per_image)
+        grids = [grid_of(image) for image in prompt.images]
+        text = expand_images(prompt.text, grids)
         ids_1T = torch.tensor([self._tokenizer(text).input_ids])
         inputs = {
             "input_ids": ids_1T,
@@ -182,7 +181,7 @@ class _Decoder:
         if prompt.images:
             patches_PD = np.concatenate([patchify(image) for image in prompt.images])
             inputs["pixel_values"] = torch.from_numpy(patches_PD).to(self._model.dtype)
-            inputs["image_grid_thw"] = torch.tensor([_grid(image) for image in prompt.images])
+            inputs["image_grid_thw"] = torch.tensor(grids)
         return {name: tensor.to(self._device) for name, tensor in inputs.items()}
 
 
@@ -231,10 +230,3 @@ class _Until(StoppingCriteria):
 def _load(exported: ExportedModel, dtype: torch.dtype) -> EchoVLMForConditionalGeneration:
     load = load_released if exported.architecture == RELEASED_ARCHITECTURE else load_exported
     return load(exported.folder, dtype=dtype)
-
-
-def _grid(png: bytes) -> tuple[int, int, int]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(png)) as image:
-        return 1, image.height // PATCH_PX, image.width // PATCH_PX

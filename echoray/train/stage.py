@@ -171,7 +171,8 @@ def export_checkpoint(run: RunConfig, ref: ArtifactRef) -> ArtifactRef:
 
     store = store_of(run)
     manifest = artifacts.require(store, ref, made_by="echoray train finetune")
-    config = {"format": 2, "image_size_px": run.data.image_size_px}
+    pictures = {"image_size_px": run.data.image_size_px, "image_layout": run.data.image_layout}
+    config = {"format": 3, **pictures}
     target = artifacts.plan("model", ref.name, config=config, parents=[ref])
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -179,7 +180,7 @@ def export_checkpoint(run: RunConfig, ref: ArtifactRef) -> ArtifactRef:
         metadata = {
             "name": ref.name,
             "version": target.digest[:8],
-            "image_size_px": run.data.image_size_px,
+            **pictures,
             "system_prompt": dict(SYSTEM_PROMPT),
             "lineage": {one.path: dict(counts) for one, counts in made_from},
             "training": [dict(counts) for one, counts in reversed(made_from) if one.kind == ref.kind],

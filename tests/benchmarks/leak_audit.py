@@ -1,11 +1,11 @@
 """Time the search for near-identical frames across splits against comparing all pairs with numpy.
 
-``python -m tests.benchmarks.leak_audit`` draws fingerprints, plants near-identical pairs around the limit and
-prints a row per size: seconds of ours, of brute force on the same hashes (up to ``--brute`` of them; both must
-find the same pairs), and the ratio. The kinds: ``even`` (every bit a coin), ``scans`` (phantom frames with
-every eighth bit turned, which keeps the bits that scans on black share), and, up to ``--brute``, ``dull`` (five
-of six bits nearly always the same: the worst case, in which bands tell little). Whole run: two minutes; a quick
-look: ``--sizes 20000``.
+``python -m tests.benchmarks.leak_audit`` draws fingerprints, plants near-identical pairs around the limit
+and prints a row per size: seconds of ours, of brute force on the same hashes (up to ``--brute`` of them;
+both must find the same pairs), and the ratio. The kinds: ``even`` (every bit a coin), ``scans`` (phantom
+frames with every eighth bit turned, which keeps the bits that scans on black share), and, up to
+``--brute``, ``dull`` (five of six bits nearly always the same: the worst case, in which bands tell little).
+Whole run: two minutes; a quick look: ``--sizes 20000``.
 """
 
 from __future__ import annotations

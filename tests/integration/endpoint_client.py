@@ -70,8 +70,9 @@ def start(config: ServeConfig, model_dir: Path, key: str) -> Server:
     return Server(url, key, session / "logs")
 
 
-def png(side_px: int = 80, kind: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(1).integers(40, 256, (side_px, side_px, 3), dtype=np.uint8)
+def png(height_px: int = 80, kind: str = "PNG", *, width_px: int | None = None) -> bytes:
+    size = (height_px, width_px or height_px, 3)
+    pixels = np.random.default_rng(1).integers(40, 256, size, dtype=np.uint8)
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, kind)
     return target.getvalue()

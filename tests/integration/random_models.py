@@ -55,6 +55,7 @@ def export(model: EchoVLMForConditionalGeneration, folder: Path) -> Path:
         "name": "random",
         "version": "f00dcafe",
         "image_size_px": IMAGE_PX,
+        "image_layout": "dynamic",
         "system_prompt": {"en": "You write drafts.", "zh": "草稿。"},
         "lineage": {},
         "training": [],

@@ -27,6 +27,7 @@ from echoray.data.corpus import make_corpus
 from echoray.data.deidentify.pixels import RapidTextReader
 from echoray.data.ledger import LEDGER_FILE, QUARANTINE_FILE
 from echoray.data.shards import tokenize
+from echoray.data.statistics import make_statistics
 from echoray.data.studies import prepare_studies
 from echoray.errors import ConfigError, InputDataError
 from echoray.model.base import WEIGHTS
@@ -281,18 +282,38 @@ def test_object_storage_holds_the_same_bytes_as_a_folder(made: Made, s3_server: 
     assert_same_bytes(made, store_of(run))
 
 
-def test_examples_that_are_too_long_are_quarantined(made: Made) -> None:
-    lengths = {row["example_id"]: row["num_tokens"] for row in rows_of(made.store, made.shards.path)}
-    limit = sorted(lengths.values())[len(lengths) // 2]
+def test_the_statistics_are_those_of_the_rows_and_of_the_ledger(made: Made) -> None:
+    ref = make_statistics(made.run, made.studies, made.shards)
+    found = json.loads(made.store.read_bytes(f"{ref.path}/stats.json"))
+    studies, examples = rows_of(made.store, made.studies.path), rows_of(made.store, made.shards.path)
+    assert sum(one["num_studies"] for one in found["cases"]) == len(studies)
+    assert sum(one["num_images"] for one in found["cases"]) == sum(len(row["images"]) for row in studies)
+    assert found["num_patients"] == len({row["patient_key"] for row in studies})
+    assert sum(one["num_examples"] for one in found["examples"]) == len(examples)
+    assert sum(one["num_tokens"] for one in found["examples"]) == sum(len(row["labels"]) for row in examples)
+    by_step = ledger_of(made.store, made.studies) | ledger_of(made.store, made.shards)
+    assert {row["step"]: row for row in found["ledger"]} == by_step
+
+
+def test_long_answers_lose_their_tail_and_examples_without_room_for_one_are_quarantined(made: Made) -> None:
+    whole = {row["example_id"]: row for row in rows_of(made.store, made.shards.path)}
+    given = {one: row["num_tokens"] - row["num_answer_tokens"] for one, row in whole.items()}
+    limit = max(given.values())  # no answer fits beside the longest prompts, and few whole ones beside others
     run = made.run.merged({"data": {"max_length_tokens": limit}})
     shards = tokenize(run, made.studies, WEIGHTS, silent)
     assert shards != made.shards
-    kept = {row["example_id"] for row in rows_of(made.store, shards.path)}
+    kept = {row["example_id"]: row for row in rows_of(made.store, shards.path)}
     rejected = quarantine_of(made.store, shards)
-    assert {row["record"] for row in rejected} == {one for one, num in lengths.items() if num > limit}
+    assert {row["record"] for row in rejected} == {one for one, num in given.items() if num >= limit}
     assert {(row["step"], row["reason"]) for row in rejected} == {("tokenize", "too_long")}
-    assert kept == {one for one, num in lengths.items() if num <= limit}
-    assert kept and rejected
+    assert kept.keys() == {one for one, num in given.items() if num < limit}
+    cut = {one for one in kept if whole[one]["num_tokens"] > limit}
+    for one, row in kept.items():
+        assert row["input_ids"] == whole[one]["input_ids"][:limit]
+        assert (row["images"], row["truncated"]) == (whole[one]["images"], one in cut)
+    assert kept and rejected and cut
+    assert ledger_of(made.store, shards)["tokenize"]["shortened"] == {"truncated": len(cut)}
+    assert artifacts.require(made.store, shards, made_by="a test").counts["truncated"] == len(cut)
 
 
 KEY_VARIABLE, KEY = "ECHORAY_TEST_DEID_KEY", "of one hospital"
@@ -380,7 +401,8 @@ def test_pictures_of_studies_show_their_patient_only_where_pixels_are_left_alone
     secrets = set.union(*(secrets_of(truth["patient"]) for truth in chosen))
     reader, seen = RapidTextReader(), []
     for pixels in (False, True):
-        changes = {"image_size_px": 560, "deidentify": {"pixels": pixels}}
+        # Squares enlarge, and small letters are read more surely so.
+        changes = {"image_size_px": 560, "image_layout": "square", "deidentify": {"pixels": pixels}}
         run = archive_run(made, tmp_path, "redacted" if pixels else "as-read", **changes)
         ref = prepare_studies(run, None, silent)
         rows = rows_of(made.store, ref.path)

@@ -73,7 +73,10 @@ def server(ray_local: None, exported: Path, config: ServeConfig, keys: tuple[str
     shutdown()
 
 
-@pytest.mark.parametrize("urls", [(), (data_url(png()),), (data_url(png()), data_url(png(50, "JPEG")))])
+WIDE = png(24, width_px=96)
+
+
+@pytest.mark.parametrize("urls", [(), (data_url(png()),), (data_url(WIDE), data_url(png(50, "JPEG")))])
 def test_stream_and_whole_answer_hold_the_same_text(server: Server, urls: tuple[str, ...]) -> None:
     request = chat("Describe it.", *urls, max_tokens=40)
     whole = server.client.chat.completions.create(**request)
@@ -89,21 +92,23 @@ def test_stream_and_whole_answer_hold_the_same_text(server: Server, urls: tuple[
     assert whole.usage.completion_tokens == 40
     assert whole.choices[0].finish_reason == "length"
     assert whole.system_fingerprint == "f00dcafe"
-    # 80 and 50 px are scaled to 56 x 56 px: 4 merged patches each.
+    # 80 and 50 px are scaled to 56 x 56 px, the wide one stands on 112 x 28: 4 merged patches each.
     text_only = server.client.chat.completions.create(**chat("Describe it.", max_tokens=1)).usage
     assert text_only is not None
     assert whole.usage.prompt_tokens == text_only.prompt_tokens + len(urls) * (4 + 2)
 
 
+@pytest.mark.parametrize(("sent", "size"), [(png(), (56, 56)), (WIDE, (112, 28))], ids=["square", "wide"])
 def test_the_answer_is_what_training_code_and_transformers_make_of_the_same_picture(
-    server: Server, exported: Path
+    server: Server, exported: Path, sent: bytes, size: tuple[int, int]
 ) -> None:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from echoray.data.frames import model_picture
 
-    picture = model_picture(np.asarray(Image.open(io.BytesIO(png()))), IMAGE_PX)
+    picture = model_picture(np.asarray(Image.open(io.BytesIO(sent))), IMAGE_PX, "dynamic")
+    assert Image.open(io.BytesIO(picture)).size == size
     processor = AutoProcessor.from_pretrained(exported)
     messages = [
         {"role": "system", "content": "You write drafts."},
@@ -115,7 +120,7 @@ def test_the_answer_is_what_training_code_and_transformers_make_of_the_same_pict
     made = model.generate(**inputs, do_sample=False, max_new_tokens=24)[0, inputs["input_ids"].shape[1] :]
     # The base's generation_config may end elsewhere than the endpoint, so whole texts are compared.
     expected = processor.tokenizer.decode(made, skip_special_tokens=True)
-    answer = server.client.chat.completions.create(**chat("Describe it.", data_url(png()), max_tokens=24))
+    answer = server.client.chat.completions.create(**chat("Describe it.", data_url(sent), max_tokens=24))
     assert answer.choices[0].message.content == expected.rstrip("\ufffd")
 
 

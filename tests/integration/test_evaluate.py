@@ -46,16 +46,16 @@ def run_in(folder: Path, **evaluation: object) -> RunConfig:
     return load_run("tiny").merged({"workspace": str(folder), "evaluate": settings})
 
 
-def png(rng: np.random.Generator) -> bytes:
+def png(rng: np.random.Generator, width_px: int) -> bytes:
     target = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (IMAGE_PX, IMAGE_PX, 3), dtype=np.uint8)).save(target, "PNG")
+    Image.fromarray(rng.integers(0, 256, (IMAGE_PX, width_px, 3), dtype=np.uint8)).save(target, "PNG")
     return target.getvalue()
 
 
 def make_shards(run: RunConfig) -> ArtifactRef:
-    """Two test shards of reports with one or two noisy frames and prompts of different lengths."""
+    """Two test shards of reports: one or two noisy frames of several widths, prompts of several lengths."""
     rng = np.random.default_rng(3)
-    tokenizer = ConversationTokenizer(embedded_base(), IMAGE_PX)
+    tokenizer = ConversationTokenizer(embedded_base(), run.data.max_length_tokens)
     rows = []
     for index in range(NUM_REPORTS):
         system = SYSTEMS[index % len(SYSTEMS)]
@@ -63,7 +63,9 @@ def make_shards(run: RunConfig) -> ArtifactRef:
         one = Conversation(
             f"{index:04d}-report-0", f"{index:04d}", system, "report", "en", prompt, f"The {system}."
         )
-        rows.append(tokenizer.encode(one, [png(rng) for _ in range(1 + index % 2)]))
+        rows.append(
+            tokenizer.encode(one, [png(rng, IMAGE_PX + 28 * (index % 3)) for _ in range(1 + index % 2)])
+        )
 
     def build(folder: Path) -> dict[str, int]:
         (folder / "test").mkdir()

@@ -36,10 +36,11 @@ IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def prompts() -> list[dict[str, Any]]:
-    """Text alone, one image, two images."""
+    """Text alone, one image, two images of different shapes."""
     rng = np.random.default_rng(5)
     first, second = (
-        Image.fromarray(rng.integers(0, 256, (IMAGE_PX, IMAGE_PX, 3), dtype=np.uint8)) for _ in range(2)
+        Image.fromarray(rng.integers(0, 256, (height, IMAGE_PX**2 // height, 3), dtype=np.uint8))
+        for height in (IMAGE_PX, IMAGE_PX // 2)
     )
 
     def turn(text: str) -> str:
@@ -147,7 +148,8 @@ def test_both_engines_answer_alike_through_the_endpoint(tmp_path: Path, ray_loca
         port=0, api_keys_ref=f"file:{tmp_path / 'keys'}", max_replicas=1, max_new_tokens=900, max_images=2
     )
     secret = "SECRETOFBOTHENGINES"
-    asked = [chat(f"{secret}?", *[data_url(png())] * count, max_tokens=24) for count in range(3)]
+    urls = [data_url(png()), data_url(png(24, width_px=96))]
+    asked = [chat(f"{secret}?", *urls[:count], max_tokens=24) for count in range(3)]
     answers = {}
     for engine in ("transformers", "vllm"):
         server = start(config.model_copy(update={"engine": engine}), folder, key)

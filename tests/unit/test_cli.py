@@ -55,6 +55,8 @@ def test_help_imports_no_framework() -> None:
         (("serve", "key", "."), "cannot write .: Is a directory"),
         (("serve", "key", "/proc/x/keys"), "cannot write /proc/x/keys"),
         (("serve", "start"), "ECHORAY_API_KEY_HASHES"),
+        (("data", "stats", "--out", __file__), "is a file"),
+        (("data", "stats", "--out", "/proc/x/stats"), "cannot write /proc/x/stats"),
         (("data", "corpus", "--workspace", "~no-such-user/x"), "home directory"),
         (("data", "corpus", "--workspace", "file://"), "is not supported"),
         (("data", "corpus", "--workspace", ""), "is not supported"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from echoray.data.conversations import RESERVED
 from echoray.data.sources.defects import Defect
 from echoray.data.sources.fields import field_defects, renamed
 from echoray.types import TASKS, Task
@@ -16,7 +17,6 @@ FORMS: tuple[Form, ...] = get_args(Form)
 TAG = "<image>"
 SYSTEM_FIELD = "organ_system"  # "system" is the system prompt in some dialects
 _TAGS = re.compile(rf"[ \t]*{TAG}[ \t]*")
-_RESERVED = re.compile(r"<\|\w+\|>")
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "model"), "assistant"),
@@ -215,7 +215,7 @@ def _tag_defects(messages: list[_Message], listed: int, *, optional: bool) -> It
     for one in messages:
         if any(word in one.text for word in ("<video>", "<audio>")):
             yield Defect("video", one.field)
-        if _RESERVED.search(one.text) or TAG in _untagged(one.text):
+        if RESERVED.search(one.text) or TAG in _untagged(one.text):
             yield Defect("reserved_token", one.field)
 
 

@@ -11,13 +11,16 @@ from string import Template
 from echoray.config import RunConfig
 from echoray.evaluate.pages.table import METRIC_TITLES, NOTE, TASK_TITLES, table_lines
 from echoray.evaluate.report import AVERAGE, EvalReport, Row
+from echoray.page import whole_page
+
+_NOTICE = """Generated reports are drafts for a
+clinician, who remains responsible for every statement."""
 
 
 def render_html(run: RunConfig, report: EvalReport, pictures: Sequence[bytes]) -> str:
     """The page with tables, system naming, models and the case pictures (PNG) embedded."""
     template = resources.files("echoray.evaluate.pages") / "report.html"
-    return Template(template.read_text(encoding="utf-8")).substitute(
-        name=escape(run.name),
+    body = Template(template.read_text(encoding="utf-8")).substitute(
         note=escape(NOTE),
         test_digest=escape(report.test_digest[:12]),
         seed=run.seed,
@@ -26,6 +29,7 @@ def render_html(run: RunConfig, report: EvalReport, pictures: Sequence[bytes]) -
         models="\n".join(_model(label, digest) for label, digest in report.models.items()),
         cases="\n".join(_picture(number, png) for number, png in enumerate(pictures, start=1)),
     )
+    return whole_page(f"Evaluation of {run.name}", _NOTICE, body)
 
 
 def _table(report: EvalReport, task: str) -> str:

@@ -51,13 +51,13 @@ def draw_case(case: Case, outputs: Mapping[str, str]) -> bytes:
 
 
 def _paste_frames(picture: Image, images: Sequence[bytes]) -> None:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     columns, side = _frame_grid(len(images))
     for number, png in enumerate(images):
         row, column = divmod(number, columns)
         with Image.open(io.BytesIO(png)) as frame:
-            fitted = frame.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+            fitted = ImageOps.pad(frame.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
         step = side + _MARGIN_PX
         picture.paste(fitted, (_MARGIN_PX + column * step, 2 * _MARGIN_PX + _LINE_PX + row * step))
 

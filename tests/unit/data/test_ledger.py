@@ -42,7 +42,11 @@ def test_a_rejection_of_another_step_does_not_balance_the_books() -> None:
 
 
 def test_ledger_and_quarantine_can_be_read_back_and_do_not_depend_on_the_order(store: Store) -> None:
-    rows = [ledger_row("read", 10, 7, REJECTIONS), ledger_row("studies", 4, 3, REJECTIONS)]
+    cut = {"truncated": 2}
+    rows = [
+        ledger_row("read", 10, 7, REJECTIONS),
+        ledger_row("studies", 4, 3, REJECTIONS, shortened=cut),
+    ]
     for path in ("one", "two"):
         write_ledger(store, path, rows, random.Random(path).sample(REJECTIONS, len(REJECTIONS)))
     for name in (LEDGER_FILE, QUARANTINE_FILE):
@@ -53,8 +57,15 @@ def test_ledger_and_quarantine_can_be_read_back_and_do_not_depend_on_the_order(s
             "records_in": 10,
             "records_out": 7,
             "quarantined": {"not_dicom": 2, "unreadable_pixels": 1},
+            "shortened": {},
         },
-        {"step": "studies", "records_in": 4, "records_out": 3, "quarantined": {"no_report": 1}},
+        {
+            "step": "studies",
+            "records_in": 4,
+            "records_out": 3,
+            "quarantined": {"no_report": 1},
+            "shortened": cut,
+        },
     ]
     with store.open(f"one/{QUARANTINE_FILE}") as handle:
         found = pq.read_table(handle).to_pylist()

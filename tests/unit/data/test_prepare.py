@@ -106,7 +106,7 @@ def test_rows_carry_the_clean_report_and_pictures_of_the_asked_size(
     }
     assert {(row["system"], row["findings"], row["impression"]) for row in prepared[0]} == wanted
     for row in prepared[0]:
-        assert row["images"]
+        assert row["images"] and row["grid_thw"] == [1, 4, 4] * len(row["images"])
         for picture in row["images"]:
             pixels = np.asarray(Image.open(io.BytesIO(picture)))
             assert pixels.shape == (56, 56, 3) and pixels.std() > 10

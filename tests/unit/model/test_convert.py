@@ -32,6 +32,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "released-layer-tiny"
 METADATA: dict[str, Any] = {
     "name": "small",
     "image_size_px": 56,
+    "image_layout": "dynamic",
     "system_prompt": {"en": "Drafts."},
     "lineage": {},
     "training": [],

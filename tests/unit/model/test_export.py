@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,12 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoImageProcessor
 
 from echoray.config import LoraConfig
+from echoray.data.batch import grid_of
+from echoray.data.frames import model_picture
 from echoray.errors import ModelLoadError
 from echoray.model import export
 from echoray.model.base import WEIGHTS
@@ -27,6 +33,7 @@ Prompts = Callable[..., dict[str, Tensor]]
 METADATA: dict[str, Any] = {
     "name": "echovlm-test",
     "image_size_px": 56,
+    "image_layout": "dynamic",
     "system_prompt": {"en": "Drafts.", "zh": "草稿"},
     "lineage": {"checkpoint/one-12345678": {"steps": 3}},
     "training": [{"stage": "align", "steps": 3, "loss": 1.25, "trained_parameters": 1234}],
@@ -82,6 +89,26 @@ def test_the_merged_directory_gives_the_logits_of_the_model_with_adapters(
     assert {weight.dtype for weight in load_exported(out, dtype=torch.bfloat16).parameters()} == {
         torch.bfloat16
     }
+
+
+def test_the_directorys_own_processor_keeps_to_the_pixels_of_training(
+    build: Build, base: Path, tmp_path: Path
+) -> None:
+    # As the published bases write it, in the older spelling.
+    values = json.loads((WEIGHTS / "preprocessor_config.json").read_text())
+    values |= {"min_pixels": 3136, "max_pixels": 12845056, "size": {"shortest_edge": 1, "longest_edge": 2}}
+    (base / "preprocessor_config.json").write_text(json.dumps(values))
+    export_model(build(), base, tmp_path / "out", metadata=METADATA | {"image_size_px": 168})
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    frame = np.random.default_rng(1).integers(30, 255, (480, 640, 3), dtype=np.uint8)
+    picture = model_picture(frame, 168, "dynamic")
+    for image in (Image.open(io.BytesIO(picture)), Image.fromarray(frame)):
+        (grid,) = processor([image], return_tensors="pt")["image_grid_thw"].tolist()
+        assert grid[1] * grid[2] <= (168 // 14) ** 2
+        if image.size != (640, 480):
+            assert tuple(grid) == grid_of(picture)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "sides by the content's aspect in multiples of 28, at most 168 x 168 = 28224 pixels" in card
 
 
 @pytest.mark.parametrize(

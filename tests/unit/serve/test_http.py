@@ -23,7 +23,7 @@ from echoray.serve.service import ChatService
 
 KEY, DIGEST = new_api_key()
 SECRET = "SECRETPROMPT"
-EXPORTED = ExportedModel(WEIGHTS, 56, {}, "1", 500, "EchoVLMForConditionalGeneration")
+EXPORTED = ExportedModel(WEIGHTS, 56, "dynamic", {}, "1", 500, "EchoVLMForConditionalGeneration")
 LIMITS = ServeConfig(max_ongoing_requests=1, request_timeout_s=0.3)
 
 

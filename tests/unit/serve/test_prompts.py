@@ -12,19 +12,21 @@ import pytest
 from PIL import Image
 
 from echoray.config import ServeConfig
+from echoray.data.batch import grid_of
 from echoray.data.conversations import SYSTEM_PROMPT
 from echoray.data.frames import model_picture
-from echoray.data.tokens import ConversationTokenizer
+from echoray.data.tokens import ConversationTokenizer, expand_images
 from echoray.model.base import WEIGHTS
 from echoray.serve.client import data_url
 from echoray.serve.exported import ExportedModel
-from echoray.serve.prompts import Prompter, decode_image, expand_images
+from echoray.serve.prompts import Prompter, decode_image
 from echoray.serve.protocol import ChatRequest, RequestError, parse_chat
 
-IMAGE_PX = 56
+IMAGE_PX = 168
 EXPORTED = ExportedModel(
     folder=WEIGHTS,
     image_size_px=IMAGE_PX,
+    image_layout="dynamic",
     system_prompt=SYSTEM_PROMPT,
     version="1",
     context_tokens=300,
@@ -60,12 +62,14 @@ def test_a_prompt_and_its_pictures_equal_those_of_training(
     prompter: Prompter, text: str, language: str, num_images: int
 ) -> None:
     prompt, _ = prompter.render(request(text, num_images))
-    training = ConversationTokenizer(WEIGHTS, IMAGE_PX)
-    expected = training.prompt_text(text, language, num_images)
-    assert expand_images(prompt.text, (IMAGE_PX // 28) ** 2) == expected
+    training = ConversationTokenizer(WEIGHTS, 1024)
+    grids = [grid_of(one) for one in prompt.images]
+    assert grids == [(1, 4, 6)] * num_images  # of 40 x 70 pixels
+    expected = training.prompt_text(text, language, grids)
+    assert expand_images(prompt.text, grids) == expected
     assert prompt.num_tokens == len(training.tokenizer(expected).input_ids)
     pixels = np.asarray(Image.open(io.BytesIO(picture())))
-    assert prompt.images == (model_picture(pixels, IMAGE_PX),) * num_images
+    assert prompt.images == (model_picture(pixels, IMAGE_PX, "dynamic"),) * num_images
 
 
 def test_a_clients_own_system_message_replaces_ours(prompter: Prompter) -> None:

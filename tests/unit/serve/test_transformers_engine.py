@@ -67,7 +67,9 @@ def test_metadata_is_read_and_has_defaults(folder: Path, tmp_path: Path) -> None
     metadata = {"version": "abc", "image_size_px": 168, "system_prompt": {"en": "Hi."}}
     (tmp_path / "model" / "echoray.json").write_text(json.dumps(metadata))
     exported = read_exported(tmp_path / "model")
-    assert (exported.version, exported.pads_per_image, exported.system_prompt) == ("abc", 36, {"en": "Hi."})
+    assert (exported.version, exported.image_size_px, exported.system_prompt) == ("abc", 168, {"en": "Hi."})
+    # Named by no directory made before there was a choice.
+    assert (exported.image_layout, read_exported(folder).image_layout) == ("square", "dynamic")
     assert exported.context_tokens == 8192
     (tmp_path / "model" / "echoray.json").write_text("{")
     with pytest.raises(ModelLoadError, match=r"echoray\.json: not readable"):
