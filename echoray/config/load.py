@@ -155,7 +155,9 @@ def _explain(error: ValidationError) -> str:
     for one in error.errors():
         where = ".".join(str(part) for part in one["loc"]) or "configuration"
         # Somebody who writes a secret where a reference to it belongs must not find it in a log.
-        hidden = where.endswith("_ref") or isinstance(one["input"], dict | BaseModel)
+        hidden = (
+            where.endswith("_ref") or isinstance(one["input"], dict | BaseModel) or "@" in str(one["input"])
+        )
         given = "" if hidden else f" (given: {one['input']!r})"
         lines.append(f"{where}: {one['msg'].removeprefix('Value error, ')}{given}")
     return "; ".join(lines)

@@ -15,8 +15,8 @@ def streamed(
 ) -> Iterator[dict[str, Any]]:
     """Rows of ``transform`` over ``items`` in their order, as they are finished.
 
-    Ray Data's own progress bars and console notices are switched off (warnings of failures come as errors);
-    its log file keeps everything.
+    Ray Data's own progress bars and console notices are switched off (a failure comes as an error, and who
+    gets it decides whether its traceback is shown); its log file keeps everything.
     """
     import ray.data
 
@@ -25,9 +25,10 @@ def streamed(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True  # its wrapper loses the EchoRayError, and what to do next
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)
     dataset = ray.data.from_items(list(items), override_num_blocks=max(1, min(num_blocks, len(items))))
     yield from _rows(transform(dataset))
 

@@ -7,7 +7,7 @@ import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from echoray.data.anatomy import named_system
 from echoray.data.deidentify.header import identifiers
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.sources.index import ULTRASOUND, StudyFiles, study_uid
+from echoray.data.sources.pixels import to_rgb
 from echoray.data.sources.quiet import without_warnings
 from echoray.types import Box, Frame, Language, Region, Rejection, Report, Study
 
@@ -147,27 +148,6 @@ def key_frames(dataset: Dataset, limit: int) -> list[int]:
     if named and 1 <= int(named) <= count:
         return [int(named) - 1]
     return evenly(count, limit)
-
-
-def to_rgb(dataset: Dataset, frames: Sequence[int]) -> NDArray[np.uint8]:
-    """The named frames as (N, H, W, 3) uint8: palettes applied, YBR converted, 16 bit windowed.
-
-    Only these are decoded; three samples per pixel come out as RGB, whatever they were stored as.
-    """
-    from pydicom.pixels import apply_color_lut, apply_voi_lut, iter_pixels
-
-    pixels: Any = np.stack(list(iter_pixels(dataset, indices=list(frames))))
-    colours = str(dataset.PhotometricInterpretation)
-    if colours == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, dataset)
-    elif dataset.SamplesPerPixel == 1:
-        pixels = apply_voi_lut(pixels, dataset)
-    if pixels.dtype != np.uint8:
-        low, high = float(pixels.min()), float(pixels.max())
-        pixels = ((pixels - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
-    if colours == "MONOCHROME1":
-        pixels = 255 - pixels
-    return pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=-1)
 
 
 def read_regions(dataset: Dataset) -> tuple[Region, ...]:

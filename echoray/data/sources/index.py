@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from echoray.config import digest
 from echoray.data.sources.quiet import without_warnings
@@ -20,21 +20,44 @@ if TYPE_CHECKING:
 
 ULTRASOUND = "US"
 DICOM = "dicom"  # the kind of a study that headers make up
-CORPUS, PACKAGE, ARCHIVE = "corpus", "package-samples", "dicom"
+CORPUS, PACKAGE, ARCHIVE, DICOMWEB = "corpus", "package-samples", "dicom", "dicomweb"
 HEADER_BYTES = 64 * 1024  # enough for groups 0002 to 0020 of nearly every file; else the whole file is read
 _OWN_FILES = {"truth.jsonl", "manifest.json"}  # what a synthetic corpus holds beside its studies
 _STUDY_UID = 0x0020000D
 
 
+class FileStore(Protocol):
+    """What the files of a source are read through; picklable."""
+
+    @property
+    def scheme(self) -> str:
+        """ "file", "s3", "memory" or "dicomweb"."""
+
+    def read_bytes(self, path: str, end: int | None = None) -> bytes:
+        """The content (its first ``end`` bytes); StorageError, raised from what went wrong."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the index knows of a file; ``study_uid`` is empty where the header has none."""
+
+    study_uid: str
+    is_image: bool
+
+
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source: of the corpus, or of the archive at position ``number`` in the configuration."""
+    """One file of a source: of the corpus, or of the archive at position ``number`` in the configuration.
 
-    store: Store
+    ``header`` is known where the source's listing says it; elsewhere the file must be asked.
+    """
+
+    store: FileStore
     path: str
     source: str
     number: int = 0
-    size: int = 0  # bytes, as listed
+    size: int = 0  # bytes, as listed; of an instance in an archive, whose content never changes, its frames
+    header: Header | None = None
 
     @property
     def name(self) -> str:
@@ -54,6 +77,8 @@ class SourceFile:
             # S3 refuses a range of an empty object, and says so with an OSError.
             if isinstance(cause, lasting) or (end is not None and isinstance(cause, OSError)):
                 return None
+            if self.store.scheme == DICOMWEB:  # says what is wrong with the server, and names no instance
+                raise
             raise StorageError(
                 f"a file of source {self.source}-{self.number} could not be read ({type(cause).__name__})",
                 hint="check endpoint, region and credentials, then run the command again",
@@ -66,14 +91,6 @@ class Listing:
 
     files: tuple[SourceFile, ...]
     digest: str
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the index reads of a file; ``study_uid`` is empty where the header has none."""
-
-    study_uid: str
-    is_image: bool
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,8 @@ def list_source(store: Store, source: str, number: int = 0) -> Listing:
 
 def read_header(file: SourceFile) -> Header | None:
     """The file's study and kind, or None where it cannot be read or is not DICOM."""
+    if file.header is not None:
+        return file.header
     content = file.read_bytes(end=HEADER_BYTES)
     if content is None:
         return None

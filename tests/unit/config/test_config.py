@@ -169,6 +169,33 @@ def test_the_public_key_is_refused_as_soon_as_a_real_source_is_named() -> None:
     assert load_run("tiny", real).data.source.dicom_uris == ("/archive",)
 
 
+def test_an_archive_is_a_real_source_and_names_no_patient_and_no_password() -> None:
+    def load(*overrides: str, key: str = "env:KEY") -> RunConfig:
+        return load_run("tiny", [f"data.deidentify.key_ref={key}", *overrides])
+
+    url = "https://pacs.example.org/dicom-web"
+    good = f"data.source.dicomweb=[{{url: '{url}/', filters: {{StudyDate: 20240101, '00081010': ROOM*}}}}]"
+    (archive,) = load(good).data.source.dicomweb
+    assert (archive.url, archive.filters) == (url, {"StudyDate": "20240101", "00081010": "ROOM*"})
+    assert archive.verify and archive.auth_ref is None
+    with pytest.raises(ConfigError, match=r"source\.dicomweb names real studies"):
+        load(good, key="synthetic")
+    for value, message in (
+        (
+            f"[{{url: '{url}', filters: {{PatientName: MySecret}}}}]",
+            "'PatientName' would put what identifies",
+        ),
+        (f"[{{url: '{url}', filters: {{'00100020': MySecret}}}}]", "'00100020' would put what identifies"),
+        (f"[{{url: '{url}', filters: {{StudyDat: MySecret}}}}]", "'StudyDat' is no DICOM keyword"),
+        (f"[{{url: '{url}', auth_ref: MySecret}}]", r"dicomweb\.0\.auth_ref"),
+        ("[{url: 'https://me:MySecret@pacs.example.org'}]", "holds a user or a password"),
+        ("[{url: 'ftp://pacs.example.org'}]", r"dicomweb\.0\.url"),
+    ):
+        with pytest.raises(ConfigError, match=message) as refused:
+            load(f"data.source.dicomweb={value}")
+        assert "MySecret" not in str(refused.value)
+
+
 def test_a_key_can_only_be_named_and_never_written_into_the_configuration() -> None:
     for override in (
         "data.deidentify.key_ref=MySecret",

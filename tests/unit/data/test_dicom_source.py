@@ -20,8 +20,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.phantom import PhantomStudy, synthesize_study
 from echoray.data.phantom.dicom import image_dataset, report_dataset, to_bytes
-from echoray.data.sources.dicom import key_frames, read_regions, read_report, read_study, to_rgb
+from echoray.data.sources.dicom import key_frames, read_regions, read_report, read_study
 from echoray.data.sources.index import StudyFiles, group_studies, list_source, read_header
+from echoray.data.sources.pixels import to_rgb
 from echoray.data.sources.samples import DEID_DATA, PYDICOM_DATA, package_samples
 from echoray.storage import open_store
 from echoray.types import Rejection, Study
@@ -134,8 +135,9 @@ def test_key_frames_are_the_named_one_or_an_even_sample() -> None:
     assert chosen(100) == list(range(30))
     dataset.RepresentativeFrameNumber = 12  # counted from 1
     assert chosen(4) == [11]
-    dataset.RepresentativeFrameNumber = 31  # there is no such frame
-    assert chosen(2) == [0, 29]
+    for missing in (31, 0, None):  # there is no such frame
+        dataset.RepresentativeFrameNumber = missing
+        assert chosen(2) == [0, 29]
 
 
 def test_sixteen_bits_and_inverted_grey_keep_the_order_of_brightness() -> None:
