@@ -5,6 +5,7 @@ Shape legend: H, W frame height and width in pixels; B rows; T tokens per row; P
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
@@ -83,8 +84,9 @@ class Turn:
 class Study:
     """One examination between ingest and tokenize; it has a report, imported turns, or both.
 
-    ``study_hash`` and ``patient_key`` are keyed hashes (HMAC-SHA256, hex); ``identifiers`` holds the
-    header's own identifying strings for the pixel and text rules and is emptied by de-identification.
+    ``study_hash`` and ``patient_key`` are keyed hashes (HMAC-SHA256, hex). ``identifiers`` holds the header's
+    own identifying strings for the pixel and text rules, ``date`` the Study Date (0008,0020) for the text
+    rules; de-identification empties both.
     """
 
     study_hash: str
@@ -96,6 +98,7 @@ class Study:
     source: str  # "corpus", "package-samples", "dicom", "dicomweb": never a path that could name a patient
     identifiers: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
+    date: datetime.date | None = None
 
 
 @dataclass(frozen=True)

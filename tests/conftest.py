@@ -12,6 +12,7 @@ import pytest
 
 from echoray import artifacts
 from echoray.config import RunConfig, load_run
+from echoray.storage import Store
 from echoray.types import TASKS, ArtifactRef, Conversation
 
 IMAGE_PX = 56
@@ -106,6 +107,20 @@ def tiny_shards(tiny_run: RunConfig) -> ArtifactRef:
         pq.write_table(table, folder / "train" / "part-00000.parquet")
         return {"train": len(rows)}
 
-    ref = artifacts.plan("shards", tiny_run.name, config={"of": "noise"})
-    artifacts.produce(store_of(tiny_run), ref, build, config={"of": "noise"})
+    config, parents = {"of": "noise"}, [audited_studies(store_of(tiny_run), tiny_run.name)]
+    ref = artifacts.plan("shards", tiny_run.name, config=config, parents=parents)
+    artifacts.produce(store_of(tiny_run), ref, build, config=config, parents=parents)
+    return ref
+
+
+def audited_studies(store: Store, name: str) -> ArtifactRef:
+    """An artifact of no studies, with their leak audit."""
+    from echoray.data.leaks import AUDIT_FILE, audit_record, audit_studies
+
+    def build(folder: Path) -> Mapping[str, int]:
+        (folder / AUDIT_FILE).write_text(json.dumps(audit_record(audit_studies([]), {})))
+        return {}
+
+    ref = artifacts.plan("studies", name, config={"of": "noise"})
+    artifacts.produce(store, ref, build, config={"of": "noise"})
     return ref

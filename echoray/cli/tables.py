@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from echoray.cli.console import console
+from echoray.types import Ledger
 
 if TYPE_CHECKING:
     from echoray.evaluate import EvalReport
@@ -23,14 +24,19 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 def print_ledger(steps: Pipeline, *refs: ArtifactRef) -> None:
     """Print what went in, came out, was quarantined (with the reasons) and shortened in each data step."""
+    print_ledger_rows(
+        Ledger(**row) for ref in refs for row in json.loads(steps.store.read_bytes(f"{ref.path}/ledger.json"))
+    )
+
+
+def print_ledger_rows(rows: Iterable[Ledger]) -> None:
+    """Print the counts of each step, why there is something in quarantine, and what was shortened."""
     table = Table(title="Ledger: in = out + quarantined", title_justify="left")
     for column in ("step", "in", "out", "quarantined", "reasons", "shortened"):
         table.add_column(column, justify="left" if column in ("step", "reasons", "shortened") else "right")
-    for ref in refs:
-        for row in json.loads(steps.store.read_bytes(f"{ref.path}/ledger.json")):
-            reasons = row["quarantined"]
-            counts = (row["records_in"], row["records_out"], sum(reasons.values()))
-            table.add_row(row["step"], *map(str, counts), _counted(reasons), _counted(row["shortened"]))
+    for row in rows:
+        counts = (row.records_in, row.records_out, sum(row.quarantined.values()))
+        table.add_row(row.step, *map(str, counts), _counted(row.quarantined), _counted(row.shortened))
     console.print(table)
 
 

@@ -11,6 +11,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "source": {"phantom": {}, "package_samples": True},
             "deidentify": {"key_ref": "synthetic"},
             "image_size_px": 168,
+            "image_layout": "square",  # what the embedded base was trained on
             "max_frames": 2,
             "max_length_tokens": 512,
             "vqa_per_study": 1,

@@ -8,17 +8,16 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echoray.config import DataConfig, secret
 from echoray.config.data import SYNTHETIC_KEY
 from echoray.data.batch import grid_of
 from echoray.data.deidentify import Deidentifier
 from echoray.data.deidentify.keys import keyed_hash
+from echoray.data.fingerprint import frame_fingerprint, near_any
 from echoray.data.frames import model_picture
+from echoray.data.leaks import AUDIT_STEP
 from echoray.data.parts import Attempts, commit, part_name, read_rows, to_parquet
-from echoray.data.quality import frame_rejection, perceptual_hash, study_rejection
+from echoray.data.quality import frame_rejection, study_rejection
 from echoray.data.records import FORGOTTEN, StudyRecord, fingerprint
 from echoray.data.sources.conversations import CONVERSATIONS, read_conversation
 from echoray.data.sources.dicom import evenly, read_study
@@ -26,13 +25,13 @@ from echoray.data.sources.image_report import IMAGE_REPORT, read_image_report
 from echoray.data.sources.index import DICOM, StudyFiles
 from echoray.data.split import split_of
 from echoray.storage import Store
-from echoray.types import ArtifactRef, Frame, Rejection, Report, Study
+from echoray.types import ArtifactRef, Rejection, Report, Study
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # In this order, so that every picture that is read, of a usable study or not, takes the same path.
-STEPS = ("read", "frames", "deidentify", "studies", "leaks")
+STEPS = ("read", "frames", "deidentify", "studies", AUDIT_STEP)
 _READERS = {DICOM: read_study, IMAGE_REPORT: read_image_report, CONVERSATIONS: read_conversation}
 # A public key: pseudonyms of synthetic and published studies protect nobody and should be reproducible.
 _PUBLIC_KEY = b"echoray synthetic studies"
@@ -95,7 +94,7 @@ class PrepareStudies:
         if clean is None:
             return None, record
         row = self._row(clean)
-        frames = tuple(fingerprint_of(frame) for frame in clean.frames)
+        frames = tuple(frame_fingerprint(frame.pixels).hex() for frame in clean.frames)
         return row, replace(record, split=row["split"], frames=frames)
 
     def refused(self, files: StudyFiles, reason: str) -> StudyRecord:
@@ -120,15 +119,19 @@ class PrepareStudies:
     def _filter_frames(self, study: Study, rejections: list[Rejection], counts: Counter[str]) -> Study:
         """Drop frames that are not used, then, of those left, all but an even sample of ``max_frames``."""
         good: list[int] = []
-        seen: list[NDArray[np.bool_]] = []
+        seen: list[bytes] = []
         reasons: dict[int, str] = {}
         for number, frame in enumerate(study.frames):
-            reason = frame_rejection(frame, seen)
-            if reason is None:
-                good.append(number)
-                seen.append(perceptual_hash(frame.pixels))
-            else:
+            reason = frame_rejection(frame)
+            if reason is not None:
                 reasons[number] = reason
+                continue
+            fingerprint = frame_fingerprint(frame.pixels)
+            if near_any(fingerprint, seen):
+                reasons[number] = "duplicate"
+            else:
+                good.append(number)
+                seen.append(fingerprint)
         kept = [good[place] for place in evenly(len(good), self.config.max_frames)]
         reasons |= {number: "beyond_max_frames" for number in good if number not in kept}
         rejections += [Rejection(f"{study.study_hash}/{one}", "frames", why) for one, why in reasons.items()]
@@ -171,11 +174,6 @@ class PrepareStudies:
             "split": split_of(study.patient_key, data.split, seed=self.seed),
             "source": study.source,
         }
-
-
-def fingerprint_of(frame: Frame) -> str:
-    """The perceptual hash of a clean frame (hex)."""
-    return np.packbits(perceptual_hash(frame.pixels)).tobytes().hex()
 
 
 class WriteStudies:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
-
+from echoray.data.appearance import is_noise, is_other_picture
+from echoray.data.panels import find_tissue, shows_two_panels
 from echoray.types import Box, Frame, Study
 
 TISSUE, COLOUR_FLOW = 1, 2  # Region Data Type (0018,6014)
@@ -14,19 +11,26 @@ TWO_DIMENSIONAL = 1  # Region Spatial Format (0018,6012)
 _MAX_OVERLAP = 0.1  # share of the smaller region; more means one lies inside or over the other
 _MIN_AREA = 0.2  # share of the largest region; smaller ones (a grey bar, an inset) are no view of their own
 _BLANK_STD = 3.0
-_HASH_SIDE = 8
+_LEAST_PX = 96  # a smaller picture has too little to be judged by
 
 
-def frame_rejection(frame: Frame, seen: Sequence[NDArray[np.bool_]] = ()) -> str | None:
-    """Why a frame is not used, or None. ``seen`` holds the perceptual hashes of the study's kept frames."""
+def frame_rejection(frame: Frame) -> str | None:
+    """Why a frame is not used, or None.
+
+    Where the Sequence of Ultrasound Regions (0018,6011) is absent, the pixels say what it would have said.
+    """
     if len(scan_regions(frame)) > 1:
         return "multi_region"
-    if float(frame.pixels.std()) < _BLANK_STD:
+    if float(frame.pixels.std()) < _BLANK_STD or is_noise(frame.pixels):
         return "blank"
-    fingerprint = perceptual_hash(frame.pixels)
-    if any(np.array_equal(fingerprint, other) for other in seen):
-        return "duplicate"
-    return None
+    if frame.regions or min(frame.pixels.shape[:2]) < _LEAST_PX:
+        return None
+    tissue = find_tissue(frame.pixels)
+    if is_other_picture(frame.pixels, tissue):
+        return "not_ultrasound_image"
+    if tissue.empty:
+        return "blank"
+    return "multi_region" if shows_two_panels(tissue) else None
 
 
 def study_rejection(study: Study) -> str | None:
@@ -59,15 +63,6 @@ def scan_regions(frame: Frame) -> list[Box]:
         if all(_overlap(box, other) <= _MAX_OVERLAP * _area(box) for other in separate):
             separate.append(box)
     return separate
-
-
-def perceptual_hash(pixels_HW3: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """64 bits: is each cell of a 8 x 9 thumbnail darker than the next one to its right."""
-    from PIL import Image
-
-    grey = Image.fromarray(pixels_HW3).convert("L").resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX)
-    cells = np.asarray(grey, np.int16)
-    return cells[:, :-1] < cells[:, 1:]
 
 
 def _area(box: Box) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from echoray import artifacts
 from echoray.data.deidentify.keys import keyed_hash
+from echoray.data.leaks import AUDIT_STEP
 from echoray.data.parts import read_rows, to_parquet
 from echoray.data.sources.index import DICOM, StudyFiles
 from echoray.storage import Store
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 INDEX_FILE, FILES_FILE = "index.parquet", "files.parquet"
 NOT_KEPT = -1
-FORGOTTEN, CROSSING = "forgotten", "near_identical_across_splits"
+FORGOTTEN = "forgotten"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class StudyRecord:
     @property
     def kept(self) -> bool:
         """Whether the study's row is in the artifact."""
-        return bool(self.counts.get("leaks_out"))
+        return bool(self.counts.get(f"{AUDIT_STEP}_out"))
 
     def rejected_for(self, reason: str) -> bool:
         """Whether anything of the study was rejected for ``reason``."""

@@ -14,10 +14,11 @@ from echoray.config import RunConfig, digest
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.deidentify.rules import rules_digest
 from echoray.data.forgotten import forgotten_patients
+from echoray.data.leaks import AUDIT_FILE, AUDIT_STEP, REASON, audit_record, audit_studies
 from echoray.data.ledger import ledger_row, write_ledger
 from echoray.data.parts import forget_progress, made_parts, part_name, read_rows, to_parquet
 from echoray.data.prepare import STEPS, WriteStudies, deid_key, study_schema
-from echoray.data.records import CROSSING, FORGOTTEN, StudyRecord, write_index
+from echoray.data.records import FORGOTTEN, StudyRecord, write_index
 from echoray.data.sources.dicomweb import NOT_IN_PLANS, list_dicomweb
 from echoray.data.sources.index import ARCHIVE, CORPUS, Listing, list_source
 from echoray.data.sources.tables import TableListing, list_tables
@@ -26,7 +27,7 @@ from echoray.errors import InputDataError
 from echoray.storage import Store, open_store, store_of
 from echoray.types import ArtifactRef, Progress, Rejection
 
-REVISION = 3  # see corpus.REVISION
+REVISION = 4  # see corpus.REVISION
 _HASH_BITS = 32
 # Settings that do not decide what a clean study is.
 _LATER: dict[str, Any] = {
@@ -114,9 +115,11 @@ def _written(
         records |= {one.study_hash: one for one in made}
         progress("de-identified studies", len(records), total)
     _refuse_empty(store, ref, records.values())
-    leaking: frozenset[str] = frozenset()
-    records = {name: _after_audit(one, name in leaking) for name, one in records.items()}
-    digests |= _without(store, ref, leaking, layout)
+    audit = audit_studies(_to_audit(one) for one in records.values() if one.counts.get("studies_out"))
+    records = {name: _after_audit(one, name in audit.dropped) for name, one in records.items()}
+    digests |= _without(store, ref, audit.dropped, layout)
+    content = json.dumps(audit_record(audit, digests), indent=1).encode()
+    digests[AUDIT_FILE] = artifacts.write_file(store, ref.path, AUDIT_FILE, content)
     digests |= write_index(store, ref, records.values(), layout.number, found.files)
     digests |= _write_ledger(store, ref, records.values())
     return digests, _summary(records.values(), found)
@@ -176,13 +179,17 @@ def _refuse_empty(store: Store, ref: ArtifactRef, records: Iterable[StudyRecord]
     )
 
 
+def _to_audit(record: StudyRecord) -> dict[str, Any]:
+    return {**vars(record), "fingerprints": [bytes.fromhex(one) for one in record.frames]}
+
+
 def _after_audit(record: StudyRecord, leaks: bool) -> StudyRecord:
     """The record with the last step in it."""
     entered = record.counts.get("studies_out", 0)
-    counts = {**record.counts, "leaks_in": entered, "leaks_out": 0 if leaks else entered}
+    counts = {**record.counts, f"{AUDIT_STEP}_in": entered, f"{AUDIT_STEP}_out": 0 if leaks else entered}
     if not leaks:
         return replace(record, counts=counts)
-    why = Rejection(record.study_hash, "leaks", CROSSING)
+    why = Rejection(record.study_hash, AUDIT_STEP, REASON)
     return replace(record, counts=counts, rejections=(*record.rejections, why), frames=())
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from echoray import artifacts
 from echoray.config import canonical_json
+from echoray.data import leaks
 from echoray.data.deidentify.keys import keyed_hash
-from echoray.data.records import CROSSING, FORGOTTEN, Index, StudyRecord, fingerprint, read_index
+from echoray.data.records import FORGOTTEN, Index, StudyRecord, fingerprint, read_index
 from echoray.data.sources.index import Header, SourceFile, StudyFiles, group_studies, read_header
 from echoray.data.streaming import streamed
 from echoray.storage import Store
@@ -118,7 +119,7 @@ def _given(
 
 def _still_holds(record: StudyRecord, forgotten: Collection[str]) -> bool:
     was_forgotten = record.rejected_for(FORGOTTEN)
-    return was_forgotten == (record.patient_key in forgotten) and not record.rejected_for(CROSSING)
+    return was_forgotten == (record.patient_key in forgotten) and not record.rejected_for(leaks.REASON)
 
 
 def find_previous(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from echoray import artifacts
 from echoray.config import RunConfig
+from echoray.data.leaks import require_audit
 from echoray.errors import EchoRayError, InputDataError, TrainingError
 from echoray.storage import Store, store_of
 from echoray.train.job import METRICS, SUMMARY, WEIGHTS, StageJob, StageName, enter_worker, stage_config
@@ -62,7 +63,7 @@ def train_stage(
 
 
 def _require_inputs(store: Store, shards: ArtifactRef, parent: ArtifactRef | None) -> None:
-    artifacts.require(store, shards, made_by="echoray data tokenize")
+    require_audit(store, artifacts.require(store, shards, made_by="echoray data tokenize"))
     if not store.list(f"{shards.path}/train"):
         raise InputDataError(
             f"{store.uri(shards.path)}: no training examples",

@@ -165,7 +165,7 @@ def test_every_record_is_in_the_output_or_in_quarantine(made: Made) -> None:
     assert steps["read"]["records_in"] == len(list(folder_of(made).rglob("*.dcm")))
     readable = [truth for truth in truths(made) if truth["fault"] != "corrupt"]
     assert steps["frames"]["records_in"] == sum(len(truth["marks"]) for truth in readable)
-    assert list(steps) == ["read", "frames", "deidentify", "studies", "leaks", "tokenize"]
+    assert list(steps) == ["read", "frames", "deidentify", "studies", "audit", "tokenize"]
     assert steps["deidentify"]["records_in"] == NUM_STUDIES
     assert steps["studies"]["records_in"] == steps["deidentify"]["records_out"]
     studies, examples = rows_of(made.store, made.studies.path), rows_of(made.store, made.shards.path)

@@ -145,7 +145,8 @@ def test_a_stage_in_object_storage_equals_one_in_a_folder(
         }
     )
     local, remote = store_of(tiny_run), store_of(run)
-    for path in local.list(tiny_shards.path):
+    (studies,) = artifacts.require(local, tiny_shards, made_by="this test").parents
+    for path in (*local.list(tiny_shards.path), *local.list(studies.path)):
         remote.upload(Path(local.key(path)), path)
     # Its own Ray instance: the workers take the server's credentials from the environment they start in.
     done = subprocess.run(driver_command(run, tiny_shards), capture_output=True, text=True, check=False)

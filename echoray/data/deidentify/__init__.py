@@ -9,6 +9,7 @@ from echoray.data.deidentify.cine import redact_cines
 from echoray.data.deidentify.pixels import RapidTextReader, RedactedFrame, TextReader
 from echoray.data.deidentify.rules import load_rules
 from echoray.data.deidentify.text import known_pattern, redact_text
+from echoray.data.deidentify.text_rules import load_text_rules
 from echoray.types import Frame, Rejection, Report, Study, Turn
 
 __all__ = ["Deidentifier"]
@@ -18,7 +19,7 @@ class Deidentifier:
     """Removes patient information from studies; holds the text reader and its cache, one per process."""
 
     def __init__(self, *, pixels: bool = True, reader: TextReader | None = None) -> None:
-        self._rules = load_rules()
+        self._rules, self._text_rules = load_rules(), load_text_rules()
         self._reader = reader if reader is not None or not pixels else RapidTextReader()
 
     def deidentify(self, study: Study) -> Study | Rejection:
@@ -34,7 +35,7 @@ class Deidentifier:
         if report is not None and not report.text:
             return Rejection(study.study_hash, "deidentify", "empty_report")
         frames = tuple(one.frame for one in self.redact_frames(study.frames, study.identifiers))
-        return replace(study, frames=frames, report=report, turns=turns, identifiers=())
+        return replace(study, frames=frames, report=report, turns=turns, identifiers=(), date=None)
 
     def redact_frames(
         self, frames: Sequence[Frame], identifiers: tuple[str, ...]
@@ -65,4 +66,7 @@ class Deidentifier:
         return tuple(one for one in turns if one.prompt and one.answer)
 
     def _text(self, text: str, study: Study) -> str:
-        return redact_text(text, identifiers=study.identifiers, rules=self._rules).text
+        found = redact_text(
+            text, identifiers=study.identifiers, rules=self._text_rules, study_date=study.date
+        )
+        return found.text

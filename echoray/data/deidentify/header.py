@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from echoray.data.deidentify.keys import keyed_uid
 
 if TYPE_CHECKING:
     from pydicom import DataElement, Dataset
@@ -16,7 +19,10 @@ STRINGS = frozenset((
     "PatientID", "OtherPatientIDs", "AccessionNumber", "InstitutionName", "InstitutionAddress", "StationName",
     "InstitutionalDepartmentName", "PatientTelephoneNumbers", "PatientAddress",
 ))  # fmt: skip
+# Value representations that hold people's words.
+_TEXTS = frozenset(("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
 _METHOD = "EchoRay: PS3.15 Basic Profile, burned-in text removed by rules"
+_ICON = 0x00880200  # Icon Image Sequence
 _STANDARD_UID = "1.2.840.10008."  # names SOP classes and transfer syntaxes, never an instance
 
 
@@ -39,24 +45,66 @@ def identifiers(dataset: Dataset) -> tuple[str, ...]:
     return tuple(value for value in found if len(value) >= 2)
 
 
-def anonymise(dataset: Dataset) -> Dataset:
-    """A copy without identifying attributes, nested sequences and private tags included.
+def study_date(dataset: Dataset) -> datetime.date | None:
+    """The Study Date (0008,0020), or None where there is none or it is no date."""
+    return day_of(str(dataset.get("StudyDate") or "").strip())
 
-    Instance UIDs are replaced everywhere, the same one by the same one within a process.
+
+def day_of(value: str) -> datetime.date | None:
+    """The date of YYYYMMDD, or None where ``value`` is anything else."""
+    try:
+        return datetime.datetime.strptime(value, "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def anonymise(dataset: Dataset, key: bytes) -> Dataset:
+    """A copy without identifying attributes, nested sequences, private tags, icons and overlays included.
+
+    Instance UIDs are replaced everywhere by keyed ones: the same one by the same one, in every process.
     """
     from dicomanonymizer import anonymize_dataset
-    from dicomanonymizer.simpledicomanonymizer import replace_element_UID
+    from dicomanonymizer.simpledicomanonymizer import dictionary as library_uids
 
-    originals = {str(uid) for element in _public_elements(dataset) for uid in _instance_uids(element)}
     clean = copy.deepcopy(dataset)
-    anonymize_dataset(clean, delete_private_tags=True)
+    uids = {str(uid) for element in _public_elements(clean) for uid in _uids(element)}
+    if hasattr(clean, "file_meta"):
+        uids |= {str(uid) for element in _public_elements(clean.file_meta) for uid in _uids(element)}
+    new = {uid: uid if uid.startswith(_STANDARD_UID) else keyed_uid(key, uid) for uid in uids}
+    library_uids.update(new)  # where the library looks for a UID's replacement before it draws a random one
+    try:
+        anonymize_dataset(clean, delete_private_tags=True)
+    finally:
+        library_uids.clear()
+    for element in list(_public_elements(clean)):
+        found = _uids(element)
+        if any(new.get(uid, uid) != uid for uid in found):  # references within sequences, which it leaves
+            element.value = [new.get(uid, uid) for uid in found] if len(found) > 1 else new[found[0]]
+    _drop_pictures(clean)
     clean.remove_private_tags()
-    for element in _public_elements(clean):  # the library leaves references within sequences as they are
-        if originals.intersection(_instance_uids(element)):
-            replace_element_UID(element)
     clean.PatientIdentityRemoved = "YES"  # (0012,0062)
     clean.DeidentificationMethod = _METHOD  # (0012,0063)
     return clean
+
+
+def residue(dataset: Dataset, known: re.Pattern[str] | None) -> bool:
+    """Whether a text of the header (or a private tag) is left that names the patient."""
+    for element in dataset.iterall():
+        if element.tag.is_private:
+            return True
+        if known and element.VR in _TEXTS and known.search(str(element.value)):
+            return True
+    return False
+
+
+def _drop_pictures(dataset: Dataset) -> None:
+    """Remove what may show burned-in text beside the pixels: icons (0088,0200), curves and overlays."""
+    for tag in list(dataset.keys()):
+        if tag.group >> 8 in (0x50, 0x60) or tag == _ICON:
+            del dataset[tag]
+        elif dataset[tag].VR == "SQ":
+            for item in dataset[tag].value:
+                _drop_pictures(item)
 
 
 def _public_elements(dataset: Dataset) -> Iterator[DataElement]:
@@ -77,11 +125,10 @@ def _public_elements(dataset: Dataset) -> Iterator[DataElement]:
             yield element
 
 
-def _instance_uids(element: DataElement) -> list[str]:
+def _uids(element: DataElement) -> list[str]:
     if element.VR != "UI" or not element.value:
         return []
-    values = element.value if element.VM > 1 else [element.value]
-    return [str(uid) for uid in values if not str(uid).startswith(_STANDARD_UID)]
+    return [str(uid) for uid in (element.value if element.VM > 1 else [element.value])]
 
 
 def _name_forms(value: str) -> list[str]:

@@ -17,14 +17,8 @@ _CACHE_LINES = 20_000
 _BORDER_PX = 16  # black around the picture: the detector misses text at its very edge
 # A lone character on black, which the detector often misses: least and largest height, widest against its
 # height, the share of its box that is bright, and how far around it nothing is.
-_BRIGHT, _LONE_PX, _LONE_HEIGHT_SHARE, _LONE_ASPECT, _LONE_INK, _LONE_RING_PX = (
-    56,
-    6,
-    0.06,
-    3.0,
-    (0.1, 0.9),
-    3,
-)
+_BRIGHT, _LONE_PX, _LONE_ASPECT, _LONE_INK, _LONE_RING_PX = 56, 6, 3.0, (0.1, 0.9), 3
+_LONE_HEIGHT_SHARE, _LONE_TALLEST_PX = 0.06, 24  # the larger one holds: a part of a frame may be small
 _MAX_LONE, _LONE_MIN_SCORE = 80, 0.9  # speckle looks like characters to a reader that is told to see one
 _LINE_MARGIN_PX = 4
 
@@ -122,7 +116,7 @@ def _lone_characters(pixels_HW3: NDArray[np.uint8], found: Sequence[Box]) -> lis
 
     bright_HW = (pixels_HW3.max(axis=2) > _BRIGHT).astype(np.uint8)
     free_HW = bright_HW.copy()
-    tallest = _LONE_HEIGHT_SHARE * pixels_HW3.shape[0]
+    tallest = max(_LONE_TALLEST_PX, _LONE_HEIGHT_SHARE * pixels_HW3.shape[0])
     for box in found:
         if box.y1 - box.y0 <= 2 * tallest:  # else it is no line of text, and may hide one
             free_HW[box.y0 : box.y1, box.x0 : box.x1] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import posixpath
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from echoray.config import digest
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.sources.defects import Defect
 from echoray.data.sources.dialogs import SYSTEM_FIELD, Dialog, Form, parse, task_of
-from echoray.data.sources.fields import identifiers, language_of, patient_of, system_of
+from echoray.data.sources.fields import identifiers, language_of, patient_of, study_date, system_of
 from echoray.data.sources.index import StudyFiles
 from echoray.data.sources.listed import (
     Listed,
@@ -72,6 +73,7 @@ def _content(dialog: Dialog, patient: str) -> dict[str, Any]:
         "system": system_of(dialog.fields.get(SYSTEM_FIELD, ""), text),
         "language": dialog.fields.get("language", ""),
         "identifiers": identifiers(dialog.fields),
+        "date": str(study_date(dialog.fields) or ""),
     }
 
 
@@ -98,5 +100,6 @@ def read_conversation(
         source=CONVERSATIONS,
         identifiers=tuple(content["identifiers"]),
         turns=tuple(Turn(*one) for one in content["turns"]),
+        date=datetime.date.fromisoformat(content["date"]) if content["date"] else None,
     )
     return study, []

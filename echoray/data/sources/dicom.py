@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import io
 from collections import defaultdict
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoray.data.anatomy import named_system
-from echoray.data.deidentify.header import identifiers
+from echoray.data.deidentify.header import identifiers, study_date
 from echoray.data.deidentify.keys import keyed_hash
 from echoray.data.sources.index import ULTRASOUND, StudyFiles, study_uid
 from echoray.data.sources.pixels import to_rgb
@@ -41,6 +42,7 @@ class _Instance:
     frames: tuple[Frame, ...]
     report: Report | None
     identifiers: tuple[str, ...]
+    date: datetime.date | None
 
 
 def read_study(
@@ -116,6 +118,7 @@ def _instance(dataset: Dataset, pixels_NHW3: NDArray[np.uint8] | None, name: str
         frames=() if pixels_NHW3 is None else tuple(Frame(pixels, regions) for pixels in pixels_NHW3),
         report=read_report(dataset),
         identifiers=identifiers(dataset),
+        date=study_date(dataset),
     )
 
 
@@ -133,6 +136,7 @@ def _study(files: StudyFiles, group: Sequence[_Instance], key: bytes, language: 
         report=report,
         source=files.files[0].source,
         identifiers=tuple(dict.fromkeys(value for one in group for value in one.identifiers)),
+        date=next((one.date for one in (*images, *group) if one.date), None),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, get_args
 
 from echoray.data.anatomy import named_system
-from echoray.data.deidentify.header import written_forms
+from echoray.data.deidentify.header import day_of, written_forms
 from echoray.data.sources.defects import Defect
 from echoray.types import SYSTEMS, Language, System
 
@@ -55,6 +56,11 @@ def identifiers(fields: Mapping[str, str]) -> tuple[str, ...]:
         dates=[_day(fields[name]) for name in DATES if fields.get(name)],
         strings=[*(fields[name] for name in STRINGS if _telling(fields.get(name, ""))), *numbers],
     )
+
+
+def study_date(fields: Mapping[str, str]) -> datetime.date | None:
+    """The day of the examination, or None where the fields do not tell it, year first."""
+    return day_of(_day(fields.get("study_date") or fields.get("exam_date") or ""))
 
 
 def patient_of(fields: Mapping[str, str]) -> str:

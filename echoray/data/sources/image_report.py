@@ -17,6 +17,7 @@ from echoray.data.sources.fields import (
     language_of,
     patient_of,
     renamed,
+    study_date,
     system_of,
 )
 from echoray.data.sources.images import is_image
@@ -142,6 +143,7 @@ def read_image_report(
         report=text if text.text else None,
         source=IMAGE_REPORT,
         identifiers=identifiers(fields),
+        date=study_date(fields),
     )
     return study, []
 

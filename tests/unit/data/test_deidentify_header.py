@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import struct
 from io import BytesIO
 
@@ -9,13 +10,15 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.errors import BytesLengthException
 
-from echoray.data.deidentify.header import anonymise, identifiers
+from echoray.data.deidentify.header import anonymise, identifiers, study_date
 from echoray.data.deidentify.text import known_pattern
 from echoray.data.phantom import PhantomStudy, synthesize_study
 from echoray.data.phantom.dicom import image_dataset, report_dataset, to_bytes
 from echoray.data.sources.dicom import read_regions
+from echoray.data.sources.quiet import without_warnings
 from echoray.data.sources.samples import package_samples
 
+KEY = b"a key of this test"
 SECRETS = ("ZZ998877", "Nested", "Observer", "Alias", "likes tea", "555-0123", "ACC777", "SN12345", "Stefan")
 
 
@@ -65,6 +68,18 @@ def test_names_dates_and_numbers_are_known_in_the_forms_people_write() -> None:
     assert len(found) == len(set(found)) and min(map(len, found)) >= 2
 
 
+@pytest.mark.parametrize(
+    ("written", "want"),
+    [("20230804", datetime.date(2023, 8, 4)), ("", None), ("20231304", None), ("2023", None), (None, None)],
+)
+def test_the_study_date_is_a_date_or_nothing(written: str | None, want: datetime.date | None) -> None:
+    dataset = Dataset()
+    if written is not None:
+        with without_warnings():
+            dataset.add_new("StudyDate", "DA", written)
+    assert study_date(dataset) == want
+
+
 def test_the_phantom_header_and_nested_items_are_all_known(study: PhantomStudy) -> None:
     found = identifiers(with_secrets(study))
     person, visit = study.truth.patient.patient, study.truth.patient.visit
@@ -86,7 +101,7 @@ def test_anonymising_leaves_no_secret_anywhere_and_keeps_the_regions(study: Phan
     image = with_secrets(study)
     before = everything(image)
     assert all(text in before for text in SECRETS)  # else their absence shows nothing
-    clean = anonymise(image)
+    clean = anonymise(image, KEY)
     after = everything(clean)
     known = [text for text in identifiers(image) if len(text) > 2]
     assert not [text for text in (*SECRETS, *known) if text in after]
@@ -101,7 +116,7 @@ def test_anonymising_leaves_no_secret_anywhere_and_keeps_the_regions(study: Phan
 def test_instance_uids_are_replaced_everywhere_and_stay_linked(study: PhantomStudy) -> None:
     image = image_dataset(study, 0)
     report = report_dataset(study, [image])
-    clean_image, clean_report = anonymise(image), anonymise(report)
+    clean_image, clean_report = anonymise(image, KEY), anonymise(report, KEY)
     originals = {image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID, report.SOPInstanceUID}
     for one in (clean_image, clean_report):
         used = {str(element.value) for element in one.iterall() if element.VR == "UI"}
@@ -118,7 +133,7 @@ def test_real_headers_lose_their_hospital_and_keep_their_regions() -> None:
         dataset = dcmread(BytesIO(sample.read_bytes()), stop_before_pixels=True)
         known = [text for text in identifiers(dataset) if len(text) > 3]
         assert known, sample.name
-        clean = anonymise(dataset)
+        clean = anonymise(dataset, KEY)
         kept = "\n".join(str(element.value) for element in clean.iterall() if element.VR not in ("OB", "OW"))
         # As whole words: "MARY" is not what ImageType's "PRIMARY" gives away.
         pattern = known_pattern(known)

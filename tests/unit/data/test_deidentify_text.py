@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from echoray.data.deidentify import Deidentifier
 from echoray.data.deidentify.header import identifiers
-from echoray.data.deidentify.rules import load_rules
 from echoray.data.deidentify.text import known_pattern, redact_text
+from echoray.data.deidentify.text_rules import load_text_rules
 from echoray.data.phantom.anatomy import KINDS, build_anatomy
 from echoray.data.phantom.dicom import image_dataset, report_dataset
 from echoray.data.phantom.identity import Identity, draw_patient, draw_visit
@@ -21,7 +21,7 @@ from echoray.data.phantom.report import compose_report
 from echoray.data.phantom.study import PhantomStudy, Truth
 from echoray.types import SYSTEMS, Frame, Language, Rejection, Report, Study, System
 
-RULES = load_rules()
+RULES = load_text_rules()
 NO_PIXELS = Frame(np.zeros((8, 8, 3), np.uint8))
 
 
@@ -82,7 +82,7 @@ GONE = [
     ("患者手机13912345678，肝脏回声正常。", "肝脏回声正常。"),
     (
         "患者张小红（病历号A123456）于云岚市第一人民医院行肝脏检查，见囊肿大小约12.5mm。",
-        "见囊肿大小约12.5mm。",
+        "行肝脏检查，见囊肿大小约12.5mm。",
     ),
     ("姓名：张小红，性别：女，年龄：54岁。肝脏正常。", "肝脏正常。"),
     ("2024年8月9日复查，结节大小约8.0mm。", "结节大小约8.0mm。"),

@@ -74,17 +74,18 @@ def test_studies_are_named_by_listing_rules_and_revision(
 
 def test_the_rules_digest_is_that_of_every_rule_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = Path(str(rules.__file__)).parent
-    for name in ("en.yaml", "zh.yaml"):
+    names = ("en.yaml", "zh.yaml", "text_en.yaml", "text_zh.yaml")
+    for name in names:
         shutil.copy(source / name, tmp_path)
     shipped = rules.rules_digest()
     monkeypatch.setattr(rules, "files", lambda package: tmp_path)
     seen = {shipped}
     assert rules.rules_digest() == shipped
-    for name in ("en.yaml", "zh.yaml"):
+    for name in names:
         with (tmp_path / name).open("a") as handle:
             handle.write("# another rule")
         seen.add(rules.rules_digest())
-    assert len(seen) == 3
+    assert len(seen) == 5
 
 
 def test_the_corpus_is_named_by_the_samples_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:

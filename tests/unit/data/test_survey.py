@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from echoray.data.deidentify.keys import keyed_hash
-from echoray.data.records import CROSSING, FORGOTTEN, Index, StudyRecord, fingerprint
+from echoray.data.leaks import REASON as CROSSING
+from echoray.data.records import FORGOTTEN, Index, StudyRecord, fingerprint
 from echoray.data.sources.index import Header, SourceFile, StudyFiles
 from echoray.data.survey import Survey, survey
 from echoray.storage import open_store
@@ -15,7 +16,7 @@ from echoray.types import ArtifactRef, Rejection
 KEY = b"key"
 STORE = open_store("memory://survey")
 REF = ArtifactRef("studies", "s", "0" * 64)
-KEPT = {"studies_out": 1, "leaks_out": 1}
+KEPT = {"studies_out": 1, "audit_out": 1}
 
 
 def archive(**sizes: int) -> list[SourceFile]:

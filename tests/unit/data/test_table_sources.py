@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from echoray.config import DataConfig, RunConfig, load_run
+from echoray.data.deidentify import Deidentifier
 from echoray.data.ledger import ledger_row
 from echoray.data.prepare import PrepareStudies
 from echoray.data.sources.conversations import CONVERSATIONS, list_conversations, read_conversation
@@ -138,6 +139,34 @@ def test_a_table_gives_clean_rows_and_every_bad_one_a_reason(tmp_path: Path) -> 
     assert list_tables(run)[0].digest == listing.digest
     write_table(tmp_path, [{**good, "impression": "Normal liver!"}, *bad])
     assert list_tables(run)[0].digest != listing.digest
+
+
+def test_the_studys_date_is_read_and_its_clinical_dates_become_intervals(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", 1)
+    write_picture(tmp_path / "b.png", 2)
+    report = {"findings": "Compared with 2023-05-04 the cyst is unchanged.", "study_date": "2023-08-04"}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    answer = "The liver is smooth. Biopsy 2023-07-21 showed a benign lesion."
+    talk = {**LLAVA, "study_date": "2023/8/4"}
+    talk["conversations"] = [*LLAVA["conversations"][:2], {"from": "gpt", "value": answer}]
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks" / "llava.json").write_text(json.dumps([talk]))
+    told = []
+    for kind in ("image_report_uris", "conversation_uris"):
+        folder = tmp_path / "talks" if kind == "conversation_uris" else tmp_path
+        for name in ("a.png", "b.png"):
+            (folder / name).write_bytes((tmp_path / name).read_bytes())
+        (listing,) = list_tables(run_with(**{kind: (str(folder),)}))
+        (files,) = listing.studies[:1]
+        reader = read_conversation if files.kind == CONVERSATIONS else read_image_report
+        study, _ = reader(files, key=b"key", language="en", max_frames=4)
+        clean = None if study is None else Deidentifier(pixels=False).deidentify(study)
+        assert isinstance(clean, Study) and clean.date is None
+        told.append(clean.report.findings if clean.report else clean.turns[0].answer)
+    assert told == [
+        "Compared with 3 months earlier the cyst is unchanged.",
+        "The liver is smooth. Biopsy 2 weeks earlier showed a benign lesion.",
+    ]
 
 
 def test_one_patient_of_two_sources_has_one_key_and_one_row_is_one_study(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from echoray.data.deidentify.rules.vocabulary import Vocabulary
 
 # Machines mix both languages on one screen, so every rule holds for every text.
 LANGUAGES = ("en", "zh")
-_EDGE = r"(?a:\b)"  # a word's edge among ASCII letters: in Chinese text a date borders on letters
+WORD_EDGE = r"(?a:\b)"  # a word's edge among ASCII letters: in Chinese text a date borders on letters
 
 
 class RuleFile(BaseModel):
@@ -60,7 +60,8 @@ class Rules:
 
 def rules_digest() -> str:
     """SHA-256 (hex) of the rule files' text: other rules make other studies."""
-    texts = (files(__package__).joinpath(f"{language}.yaml").read_bytes() for language in LANGUAGES)
+    names = [f"{kind}{language}.yaml" for kind in ("", "text_") for language in LANGUAGES]
+    texts = (files(__package__).joinpath(name).read_bytes() for name in names)
     return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
 
@@ -76,7 +77,7 @@ def load_rules() -> Rules:
         rules = RuleFile.model_validate(yaml.safe_load(content))
         for target, source in ((deny, rules.deny), (allow, rules.allow)):
             target += [
-                (category, re.compile(pattern.replace(r"\b", _EDGE), re.IGNORECASE))
+                (category, re.compile(pattern.replace(r"\b", WORD_EDGE), re.IGNORECASE))
                 for category, patterns in source.items()
                 for pattern in patterns
             ]
