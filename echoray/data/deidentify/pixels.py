@@ -108,7 +108,7 @@ def decide(
         boxes.append(TextBox(one.box, category, kept))
     rows = _identity_rows(read, boxes)
     for number, (one, box) in enumerate(zip(read, boxes, strict=True)):
-        if box.kept and box.category != TEXTURE and _may_be_initials(one) and _in_rows(one.box, rows):
+        if box.kept and _may_be_initials(one) and _in_rows(one.box, rows):
             boxes[number] = replace(box, category=_UNKNOWN, kept=False)
     if scan:
         boxes = _with_body_marks(frame, scan, read, boxes)
@@ -170,8 +170,10 @@ def _in_rows(box: Box, rows: Sequence[tuple[float, float]]) -> bool:
 
 
 def _may_be_initials(one: ReadText) -> bool:
+    """Up to three capitals, also a single one: readers part initials at their dots."""
     letters = _letters(one.text)
-    return letters.isascii() and letters.isalpha() and letters.isupper() and 2 <= len(letters) <= _SHORT
+    capitals = letters.isascii() and letters.isalpha() and letters.isupper()
+    return one.score >= MIN_SCORE and capitals and len(letters) <= _SHORT
 
 
 def _letters(text: str) -> str:

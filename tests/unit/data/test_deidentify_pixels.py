@@ -236,6 +236,9 @@ def test_initials_beside_a_date_go_and_the_same_letters_elsewhere_stay() -> None
         ReadText(beside, "LV", 0.99),
         ReadText(label, "LV", 0.99),
     ]
+    whole = replace(frame, regions=(Region(Box(0, 0, 640, 480), 1, 1, None),))
+    parted = [texts[0], *(ReadText(Box(x, 4, x + 8, 18), "P.", 0.95) for x in (400, 410))]
+    assert not any(one.kept for one in redact_frame(whole, parted, identifiers=(), rules=RULES).boxes)
     kept = [one.kept for one in redact_frame(frame, texts, identifiers=(), rules=RULES).boxes]
     assert kept == [False, False, True]
     kept = [one.kept for one in redact_frame(frame, texts, identifiers=("LV",), rules=RULES).boxes]
