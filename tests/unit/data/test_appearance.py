@@ -77,7 +77,7 @@ def photographs() -> dict[str, np.ndarray]:
 
 def of_other_modalities() -> dict[str, np.ndarray]:
     found = {}
-    for name in ("RG1_UNCR.dcm", "RG3_UNCR.dcm", "693_UNCR.dcm", "CT_small.dcm"):
+    for name in ("RG1_UNCR.dcm", "RG3_UNCR.dcm", "CT_small.dcm"):
         path = get_testdata_file(name, download=False)
         assert path is not None
         found[name] = to_rgb(pydicom.dcmread(str(path)), [0])[0]
