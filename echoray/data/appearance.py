@@ -1,8 +1,8 @@
 """Whether a frame looks like an ultrasound scan at all; in doubt it does.
 
 The limits lie between what was measured on the real samples of installed packages and phantom frames on the
-one side, and photographs, pages, charts, radiographs and CT on the other. A magnetic resonance image on black
-cannot be told from a scan by these means.
+one side, and photographs, pages, charts and radiographs on the other. A magnetic resonance image or a CT on
+black cannot be told from a scan by these means.
 """
 
 from __future__ import annotations
