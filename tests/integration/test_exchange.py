@@ -42,12 +42,20 @@ def test_tables_and_conversations_become_shards_and_go_out_to_s3_and_back(
 ) -> None:
     monkeypatch.setenv("ECHORAY_TEST_KEY", "a key")
     raw = tmp_path / "raw"
-    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
-        write_picture(raw / f"{name}.png", seed)
-    row = {"images": "a.png;c.png", "findings": "The liver is smooth.", "impression": "Normal liver."}
-    rows = [{**row, "study_id": f"S-{number}", "patient_id": f"P-{number}"} for number in range(12)]
+    # Every patient has pictures of their own: the leak audit lets no two splits share one.
+    pairs = [[f"{number}-{name}.png" for name in "ab"] for number in range(12)]
+    for seed, name in enumerate(name for pair in pairs for name in pair):
+        write_picture(raw / name, seed)
+    row = {"images": ";".join(pairs[0]), "findings": "The liver is smooth.", "impression": "Normal liver."}
+    rows = [
+        {**row, "images": ";".join(pair), "study_id": f"S-{number}", "patient_id": f"P-{number}"}
+        for number, pair in enumerate(pairs)
+    ]
     write_table(raw, [*rows, {**row, "study_id": "S-12", "images": "none.png"}, rows[0]])
-    talks = [{**LLAVA, "id": str(number), "patient_id": f"P-{number}"} for number in range(12)]
+    talks = [
+        {**LLAVA, "image": pair, "id": str(number), "patient_id": f"P-{number}"}
+        for number, pair in enumerate(pairs)
+    ]
     (raw / "talk.jsonl").write_text(
         "\n".join(map(json.dumps, [*talks, {**LLAVA, "id": "v", "video": "x.mp4"}]))
     )
