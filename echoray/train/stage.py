@@ -63,12 +63,13 @@ def train_stage(
 
 
 def _require_inputs(store: Store, shards: ArtifactRef, parent: ArtifactRef | None) -> None:
-    require_audit(store, artifacts.require(store, shards, made_by="echoray data tokenize"))
+    manifest = artifacts.require(store, shards, made_by="echoray data tokenize")
     if not store.list(f"{shards.path}/train"):
         raise InputDataError(
             f"{store.uri(shards.path)}: no training examples",
             hint="read the shards' ledger.json; add studies",
         )
+    require_audit(store, manifest)
     if parent is not None:
         artifacts.require(store, parent, made_by="echoray train align")
 
