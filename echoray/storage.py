@@ -182,7 +182,12 @@ def open_store(uri: str, *, endpoint_url: str | None = None, region: str | None 
 
 def store_of(run: RunConfig) -> Store:
     """The store that all artifacts of ``run`` live in."""
-    return open_store(run.workspace, endpoint_url=run.storage.endpoint_url, region=run.storage.region)
+    return store_at(run, run.workspace)
+
+
+def store_at(run: RunConfig, uri: str) -> Store:
+    """The store at ``uri``, reached with the options of ``run.storage``."""
+    return open_store(uri, endpoint_url=run.storage.endpoint_url, region=run.storage.region)
 
 
 def _relative(name: str, base: str) -> str:

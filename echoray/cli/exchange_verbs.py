@@ -60,13 +60,13 @@ def export(
     from echoray.cli.steps import pipeline
     from echoray.data.export import export_studies
     from echoray.data.sources.dialogs import FORMS
-    from echoray.storage import open_store
+    from echoray.storage import store_at
     from echoray.types import SPLITS
 
     run = resolve(config, overrides, workspace)
     chosen = _one_of(form, FORMS, "--format")
     part = None if split is None else _one_of(split, SPLITS, "--split")
-    target = open_store(out, endpoint_url=run.storage.endpoint_url, region=run.storage.region)
+    target = store_at(run, out)
     with pipeline(run) as steps:
         report = export_studies(run, steps.studies, target, chosen, part, steps.progress)
     typer.echo(

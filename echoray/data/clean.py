@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from echoray.data.parts import is_part
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Report, Study, Turn
 
@@ -27,7 +28,7 @@ def clean_rows(
     import pyarrow.parquet as pq
 
     for path in store.list(studies.path):
-        if path.rpartition("/")[2].startswith("part-"):
+        if is_part(path):
             with store.open(path) as handle:
                 for batch in pq.ParquetFile(handle).iter_batches(_ROWS, columns=columns and list(columns)):
                     yield from batch.to_pylist()

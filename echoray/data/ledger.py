@@ -29,16 +29,6 @@ def ledger_row(
     return Ledger(step, records_in, records_out, dict(sorted(reasons.items())), dict(shortened or {}))
 
 
-def packed(rejections: Iterable[Rejection]) -> str:
-    """Rejections as a worker's row carries them; ``unpacked`` reads them back."""
-    return json.dumps([asdict(one) for one in rejections])
-
-
-def unpacked(text: str) -> list[Rejection]:
-    """The rejections of a worker's row."""
-    return [Rejection(**one) for one in json.loads(text)]
-
-
 def write_ledger(
     store: Store, path: str, rows: Sequence[Ledger], rejections: Sequence[Rejection]
 ) -> dict[str, str]:

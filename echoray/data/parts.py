@@ -103,6 +103,11 @@ def part_name(number: int, folder: str = "") -> str:
     return f"{folder}part-{number:05d}.parquet"
 
 
+def is_part(path: str) -> bool:
+    """Whether ``path`` is that of a Parquet part."""
+    return path.rpartition("/")[2].startswith("part-")
+
+
 def to_parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
     """Rows as a Parquet file; the same rows give the same bytes."""
     import pyarrow as pa

@@ -24,7 +24,7 @@ from echoray.data.sources.index import ARCHIVE, CORPUS, Listing, list_source
 from echoray.data.sources.tables import TableListing, list_tables
 from echoray.data.survey import Survey, find_previous, read_headers, survey
 from echoray.errors import InputDataError
-from echoray.storage import Store, open_store, store_of
+from echoray.storage import Store, store_at, store_of
 from echoray.types import ArtifactRef, Progress, Rejection
 
 REVISION = 4  # see corpus.REVISION
@@ -72,9 +72,8 @@ def prepare_studies(run: RunConfig, corpus: ArtifactRef | None, progress: Progre
 
 
 def _archives(run: RunConfig) -> list[Listing]:
-    options = {"endpoint_url": run.storage.endpoint_url, "region": run.storage.region}
     source = run.data.source
-    folders = [list_source(open_store(uri, **options), ARCHIVE, n) for n, uri in enumerate(source.dicom_uris)]
+    folders = [list_source(store_at(run, uri), ARCHIVE, n) for n, uri in enumerate(source.dicom_uris)]
     return folders + [list_dicomweb(one, number) for number, one in enumerate(source.dicomweb)]
 
 

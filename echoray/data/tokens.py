@@ -11,7 +11,7 @@ from echoray.config import DataConfig
 from echoray.data.batch import IGNORE, MERGE, grid_of, shard_schema
 from echoray.data.clean import study_of
 from echoray.data.conversations import SYSTEM_PROMPT, conversations
-from echoray.data.parts import commit, part_name, read_rows, to_parquet
+from echoray.data.parts import commit, is_part, part_name, read_rows, to_parquet
 from echoray.storage import Store
 from echoray.types import SPLITS, ArtifactRef, Conversation, Rejection
 
@@ -86,7 +86,7 @@ def study_groups(store: Store, studies: ArtifactRef, size_bytes: int) -> list[di
     sizes = store.sizes(studies.path)
     groups: list[dict[str, Any]] = []
     room = 0
-    for path in (one for one in sizes if one.rpartition("/")[2].startswith("part-")):
+    for path in filter(is_part, sizes):
         room -= sizes[path]
         if not groups or room < 0:
             groups.append({"number": len(groups), "paths": []})

@@ -31,7 +31,7 @@ from echoray.data.sources.listed import Listed
 from echoray.data.sources.rows import printable
 from echoray.data.sources.tables import folder_and_file, place_of
 from echoray.errors import InputDataError
-from echoray.storage import Store, open_store
+from echoray.storage import Store, store_at
 from echoray.types import Study
 
 Format = Literal["auto", "dicom", "image-report", "llava", "swift", "openai"]
@@ -69,7 +69,7 @@ def validate(run: RunConfig, uri: str, form: Format) -> Iterator[Checked]:
     Raises InputDataError where there is nothing to validate.
     """
     folder, only = folder_and_file(uri)
-    store = open_store(folder, endpoint_url=run.storage.endpoint_url, region=run.storage.region)
+    store = store_at(run, folder)
     sizes = store.sizes()
     if not sizes or (only and only not in sizes):
         raise InputDataError(

@@ -37,7 +37,7 @@ from echoray.data.sources.quiet import without_warnings
 from echoray.data.sources.samples import package_samples
 from echoray.data.sources.tables import list_tables
 from echoray.errors import EchoRayError, InputDataError, UsageError
-from echoray.storage import open_store
+from echoray.storage import open_store, store_at
 from echoray.types import Box, Frame, Progress
 
 PAGE = "review.html"
@@ -110,9 +110,8 @@ def _candidates(run: RunConfig) -> Iterator[_Candidate]:
 
 
 def _dicom(run: RunConfig) -> Iterator[list[_Candidate]]:
-    options = {"endpoint_url": run.storage.endpoint_url, "region": run.storage.region}
     for number, uri in enumerate(run.data.source.dicom_uris):
-        files = list_source(open_store(uri, **options), ARCHIVE, number).files
+        files = list_source(store_at(run, uri), ARCHIVE, number).files
         yield [_Candidate(f"{ARCHIVE} {number}", partial(_opened, one.read_bytes)) for one in files]
     for number, service in enumerate(run.data.source.dicomweb):
         files = list_dicomweb(service, number).files

@@ -11,7 +11,7 @@ from echoray.data.sources.image_report import IMAGE_REPORT, TABLE, list_image_re
 from echoray.data.sources.index import StudyFiles
 from echoray.data.sources.listed import Listed, Place
 from echoray.errors import InputDataError
-from echoray.storage import Store, open_store
+from echoray.storage import Store, store_at
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,15 @@ def list_tables(run: RunConfig) -> list[TableListing]:
 
     Raises InputDataError where a source is missing or empty, or its table lacks a column.
     """
-    options = {"endpoint_url": run.storage.endpoint_url, "region": run.storage.region}
     source = run.data.source
     found = []
     for number, uri in enumerate(source.image_report_uris):
         folder, _ = folder_and_file(uri)
-        place = place_of(open_store(folder, **options), IMAGE_REPORT, number)
+        place = place_of(store_at(run, folder), IMAGE_REPORT, number)
         found.append(_listing(list_image_reports(place), place, "data.source.image_report_uris"))
     for number, uri in enumerate(source.conversation_uris):
         folder, only = folder_and_file(uri)
-        place = place_of(open_store(folder, **options), CONVERSATIONS, number)
+        place = place_of(store_at(run, folder), CONVERSATIONS, number)
         found.append(_listing(list_conversations(place, only), place, "data.source.conversation_uris"))
     return found
 
