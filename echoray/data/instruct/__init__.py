@@ -1,0 +1,1 @@
+"""Instruction tuning data: conversations generated from templates, deduplicated, screened and reviewed."""
