@@ -11,10 +11,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from echoray.config import S3Access, secret
 from echoray.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -30,18 +31,19 @@ _MEMORY_LOCK = threading.Lock()  # memory:// has no conditional put of its own
 _EXISTS = {"PreconditionFailed", "412"}
 _UNDECIDED = {"ConditionalRequestConflict", "OperationAborted", "409"}  # another put is under way: try again
 _PUT_ATTEMPTS = 6
+_CONNECT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Store:
     """A root in object storage; every path given to a method is relative to it.
 
-    Picklable (options only, no open connection), so that Ray tasks can carry it.
+    Picklable (options only, no connection, no secret), so that Ray tasks can carry it. Each process reads the
+    credentials itself, at each use: those in a file may be renewed under a running job.
     """
 
     root: str  # scheme://path without a trailing slash
-    endpoint_url: str | None = None
-    region: str | None = None
+    access: S3Access = field(default_factory=S3Access)
 
     @property
     def scheme(self) -> str:
@@ -49,13 +51,10 @@ class Store:
         return self.root.partition("://")[0]
 
     def filesystem(self) -> AbstractFileSystem:
-        """The fsspec filesystem of the scheme; credentials come from the environment."""
+        """The fsspec filesystem of the scheme; fsspec keeps one for equal options."""
         import fsspec
 
-        if self.scheme != "s3":
-            return fsspec.filesystem(self.scheme)
-        client = {"region_name": self.region} if self.region else {}
-        return fsspec.filesystem("s3", endpoint_url=self.endpoint_url, client_kwargs=client)
+        return fsspec.filesystem(self.scheme, **(_s3_options(self.access) if self.scheme == "s3" else {}))
 
     def key(self, path: str = "") -> str:
         """The filesystem's own name of ``path``: no scheme, and for file:// an absolute path."""
@@ -74,7 +73,7 @@ class Store:
 
     def at(self, path: str) -> Store:
         """The store rooted at ``path`` below this one."""
-        return Store(self.uri(path), self.endpoint_url, self.region)
+        return replace(self, root=self.uri(path))
 
     def exists(self, path: str) -> bool:
         """Whether an object (or, on file://, a folder) is there."""
@@ -154,7 +153,7 @@ class Store:
                 fs.rm(self.key(prefix), recursive=True)
 
 
-def open_store(uri: str, *, endpoint_url: str | None = None, region: str | None = None) -> Store:
+def open_store(uri: str, access: S3Access | None = None) -> Store:
     """Open the store at ``uri``: file://PATH (relative allowed), a plain path, s3://BUCKET/PREFIX, memory://NAME.
 
     Raises ConfigError on another scheme, or when a local root is a file.
@@ -177,7 +176,7 @@ def open_store(uri: str, *, endpoint_url: str | None = None, region: str | None 
         rest = os.path.normpath(path)
     elif scheme == "memory":
         rest = "/" + rest.strip("/")
-    return Store(f"{scheme}://{rest.rstrip('/')}", endpoint_url, region)
+    return Store(f"{scheme}://{rest.rstrip('/')}", access or S3Access())
 
 
 def store_of(run: RunConfig) -> Store:
@@ -187,7 +186,37 @@ def store_of(run: RunConfig) -> Store:
 
 def store_at(run: RunConfig, uri: str) -> Store:
     """The store at ``uri``, reached with the options of ``run.storage``."""
-    return open_store(uri, endpoint_url=run.storage.endpoint_url, region=run.storage.region)
+    return open_store(uri, run.storage.access(uri))
+
+
+def _s3_options(access: S3Access) -> dict[str, Any]:
+    """s3fs' options; raises ConfigError where the credentials or the file of authorities cannot be read."""
+    if access.ca_bundle and not Path(access.ca_bundle).is_file():
+        raise ConfigError(f"storage.ca_bundle: {access.ca_bundle} is no file", hint="name a PEM file")
+    client = {"region_name": access.region, "verify": access.ca_bundle or access.verify}
+    config = {
+        "s3": {"addressing_style": access.addressing_style},
+        "retries": {"mode": "standard", "max_attempts": access.max_attempts},
+        "connect_timeout": min(_CONNECT_S, access.timeout_s),
+        "read_timeout": access.timeout_s,
+    }
+    return {
+        "endpoint_url": access.endpoint_url,
+        "profile": access.profile,
+        "client_kwargs": client,
+        "config_kwargs": config,
+        **(_keys(access.credentials_ref) if access.credentials_ref else {}),
+    }
+
+
+def _keys(reference: str) -> dict[str, str]:
+    parts = secret(reference).split(":")
+    if len(parts) not in {2, 3} or not all(parts):
+        raise ConfigError(
+            f"{reference}: not credentials of S3",
+            hint="write ACCESS_KEY_ID:SECRET_ACCESS_KEY, or with :SESSION_TOKEN behind",
+        )
+    return dict(zip(("key", "secret", "token"), parts, strict=False))
 
 
 def _relative(name: str, base: str) -> str:
@@ -309,5 +338,8 @@ def _translated(store: Store, path: str) -> Iterator[None]:
         ) from None
     except Exception as error:
         if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs")):
-            raise StorageError(f"{where}: {error}", hint="check endpoint, region and credentials") from None
+            raise StorageError(
+                f"{where}: {error}",
+                hint="check endpoint, region, credentials, ca_bundle of storage",
+            ) from None
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from echoray.types import TASKS, ArtifactRef, Conversation
 
 IMAGE_PX = 56
 NUM_EXAMPLES = 24
+
+# A shell starts background jobs, and nohup its command, deaf to Ctrl-C; programs under test inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ from echoray.config.data import DataConfig, PhantomConfig
 from echoray.config.evaluate import EvaluateConfig
 from echoray.config.load import load_run, run_digest, secret
 from echoray.config.model import ModelConfig
-from echoray.config.run import RegistryConfig, RunConfig, StorageConfig
+from echoray.config.run import RegistryConfig, RunConfig
 from echoray.config.serve import ServeConfig
+from echoray.config.storage import S3Access, StorageConfig
 from echoray.config.train import LoraConfig, StageConfig, TrainConfig
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PhantomConfig",
     "RegistryConfig",
     "RunConfig",
+    "S3Access",
     "ServeConfig",
     "StageConfig",
     "StorageConfig",

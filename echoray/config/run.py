@@ -12,14 +12,8 @@ from echoray.config.data import DataConfig
 from echoray.config.evaluate import EvaluateConfig
 from echoray.config.model import ModelConfig
 from echoray.config.serve import ServeConfig
+from echoray.config.storage import StorageConfig
 from echoray.config.train import TrainConfig
-
-
-class StorageConfig(Section):
-    """Object-storage options; credentials come from the environment or the pod's identity."""
-
-    endpoint_url: str | None = Field(None, description="S3 endpoint other than AWS")
-    region: str | None = None
 
 
 class RegistryConfig(Section):

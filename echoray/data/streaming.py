@@ -57,7 +57,7 @@ def streamed_by_actors(
     num_cpus: float = 1,
     num_gpus: float = 0,
 ) -> Iterator[dict[str, Any]]:
-    """``streamed`` through ``num_workers`` actors, each ``worker(*arguments)`` and called with one item."""
+    """``streamed`` through at most ``num_workers`` actors: ``worker(*arguments)``, called with one item."""
     from ray.data import ActorPoolStrategy
 
     yield from streamed(
@@ -66,7 +66,7 @@ def streamed_by_actors(
         lambda dataset: dataset.map(
             worker,
             fn_constructor_args=arguments,
-            compute=ActorPoolStrategy(size=num_workers),
+            compute=ActorPoolStrategy(size=max(1, min(num_workers, num_blocks))),
             num_cpus=num_cpus,
             num_gpus=num_gpus or None,
         ),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from echoray.config import S3Access
+
 
 @dataclass(frozen=True)
 class S3Server:
@@ -20,6 +22,11 @@ class S3Server:
 
     endpoint_url: str
     bucket: str
+
+    @property
+    def access(self) -> S3Access:
+        """How a store reaches it."""
+        return S3Access(endpoint_url=self.endpoint_url, region="us-east-1")
 
 
 @pytest.fixture(scope="session")
@@ -33,20 +40,28 @@ def s3_server() -> Iterator[S3Server]:
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict(zip(names, ("test", "test", "us-east-1"), strict=True)))
+    try:
+        with moto_server() as port:
+            found = S3Server(f"http://127.0.0.1:{port}", "echoray-tests")
+            boto3.client("s3", endpoint_url=found.endpoint_url).create_bucket(Bucket=found.bucket)
+            yield found
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def moto_server(*options: str, **environment: str) -> Iterator[int]:
+    """A moto server in a process of its own; the port that it listens at."""
     port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port), *options]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **environment})
     try:
         wait_for(port, server)
-        found = S3Server(f"http://127.0.0.1:{port}", "echoray-tests")
-        boto3.client("s3", endpoint_url=found.endpoint_url).create_bucket(Bucket=found.bucket)
-        yield found
+        yield port
     finally:
         server.terminate()
         server.wait()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def free_port() -> int:

@@ -82,7 +82,7 @@ def test_tables_and_conversations_become_shards_and_go_out_to_s3_and_back(
         example for split in ("train", "test") for example in load_examples(store_of(one), shards, split)
     ]
     assert len(examples) > 24
-    out = open_store(f"s3://{s3_server.bucket}/exchange/out", endpoint_url=s3_server.endpoint_url)
+    out = open_store(f"s3://{s3_server.bucket}/exchange/out", s3_server.access)
     report = export_studies(one, ref, out, "openai", None, silent)
     back = run_on(s3_server, tmp_path / "w3", 1, conversation_uris=[out.uri(report.file)])
     (listing,) = list_tables(back)

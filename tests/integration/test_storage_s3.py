@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from echoray import artifacts
+from echoray.config import S3Access
 from echoray.errors import ArtifactError, StorageError
 from echoray.storage import Store, open_store
 from tests.integration.conftest import S3Server
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def store(s3_server: S3Server) -> Store:
     uri = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
-    return open_store(uri, endpoint_url=s3_server.endpoint_url, region="us-east-1")
+    return open_store(uri, s3_server.access)
 
 
 class TestS3(StoreContract):
@@ -32,8 +33,9 @@ class TestS3(StoreContract):
 
 def start(code: str, store: Store) -> subprocess.Popen[str]:
     opened = (
-        "from pathlib import Path; from echoray import artifacts; from echoray.storage import Store;"
-        f"store = Store({store.root!r}, {store.endpoint_url!r}, {store.region!r});"
+        "from pathlib import Path; from echoray import artifacts; from echoray.config import S3Access;"
+        "from echoray.storage import Store;"
+        f"store = Store({store.root!r}, S3Access.model_validate_json({store.access.model_dump_json()!r}));"
     )
     return subprocess.Popen([sys.executable, "-c", opened + code], stdout=subprocess.PIPE, text=True)
 
@@ -44,7 +46,7 @@ def test_an_upload_that_is_killed_between_its_parts_is_never_visible(store: Stor
     with (tmp_path / "large").open("wb") as handle:
         handle.truncate(400 << 20)
     process = start(f"store.upload(Path({str(tmp_path / 'large')!r}), 'large')", store)
-    client = boto3.client("s3", endpoint_url=store.endpoint_url)
+    client = boto3.client("s3", endpoint_url=store.access.endpoint_url)
     bucket = store.key().partition("/")[0]
     deadline = time.monotonic() + 60
     while not client.list_multipart_uploads(Bucket=bucket).get("Uploads"):
@@ -107,13 +109,13 @@ def test_two_processes_that_make_the_same_artifact_end_with_one_that_verifies(st
 def test_a_server_that_does_not_answer_is_an_error_and_not_an_empty_store(act: str) -> None:
     os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
     os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
-    store = open_store("s3://bucket/prefix", endpoint_url="http://127.0.0.1:9", region="us-east-1")
+    store = open_store("s3://bucket/prefix", S3Access(endpoint_url="http://127.0.0.1:9", region="us-east-1"))
     with pytest.raises(StorageError, match=r"s3://bucket/prefix/x"):
         getattr(store, act)("x")
 
 
 def test_a_bucket_that_does_not_exist_is_named(s3_server: S3Server) -> None:
-    store = open_store("s3://no-such-bucket/p", endpoint_url=s3_server.endpoint_url, region="us-east-1")
+    store = open_store("s3://no-such-bucket/p", s3_server.access)
     with pytest.raises(StorageError, match="no-such-bucket"):
         store.write_bytes("x", b"")
     with pytest.raises(StorageError, match="no-such-bucket"):

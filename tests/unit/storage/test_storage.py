@@ -9,12 +9,13 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
-from echoray.config import load_run
+from echoray.config import S3Access, load_run
 from echoray.errors import ConfigError, StorageError
 from echoray.storage import Store, open_store, store_of
 from tests.unit.storage.store_contract import StoreContract
@@ -118,7 +119,8 @@ def test_the_store_of_a_run_has_the_runs_endpoint() -> None:
         "workspace": "s3://bucket/x",
         "storage": {"endpoint_url": "http://minio:9000", "region": "eu"},
     }
-    assert store_of(load_run("tiny").merged(settings)) == Store("s3://bucket/x", "http://minio:9000", "eu")
+    access = S3Access(endpoint_url="http://minio:9000", region="eu")
+    assert store_of(load_run("tiny").merged(settings)) == Store("s3://bucket/x", access)
 
 
 class ConditionalPuts:
@@ -176,3 +178,18 @@ def test_another_error_of_a_conditional_write_is_never_taken_for_another_writer(
 def test_a_conflict_that_does_not_end_is_an_error(put: Callable[..., bool]) -> None:
     with pytest.raises(StorageError, match="bucket/x/one"):
         put(*["ConditionalRequestConflict"] * 6)
+
+
+@pytest.mark.parametrize(
+    ("storage", "expected"),
+    [
+        ({"profile": "a", "credentials_ref": "env:B"}, "expected one of them"),
+        ({"ca_bundle": "ca.pem", "verify": False}, "expected verify: true"),
+        ({"endpoint_url": "https://user:word@host"}, "endpoint_url"),
+        ({"credentials_ref": "AKIA:word"}, "credentials_ref"),
+        ({"buckets": {"b": {"regoin": "eu"}}}, "regoin"),
+    ],
+)
+def test_contradictions_and_secrets_in_the_open_are_refused(storage: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        load_run("tiny").merged({"storage": storage})
