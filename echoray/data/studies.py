@@ -27,7 +27,7 @@ from echoray.errors import InputDataError
 from echoray.storage import Store, store_at, store_of
 from echoray.types import ArtifactRef, Progress, Rejection
 
-REVISION = 4  # see corpus.REVISION
+REVISION = 5  # see corpus.REVISION
 _HASH_BITS = 32
 # Settings that do not decide what a clean study is.
 _LATER: dict[str, Any] = {

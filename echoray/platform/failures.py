@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from echoray.errors import EchoRayError, StorageError
 
 if TYPE_CHECKING:
     from types import FrameType
+
+_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,34 @@ def ending_of(error: BaseException) -> Ending | None:
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C inside the block, so that Ray and the workspace lock are always released."""
+    """Treat SIGTERM as Ctrl-C inside the block, so that Ray and the workspace lock are always released.
+
+    An interrupt that comes while a finalizer runs (Ray Data has some that take long) is printed and forgotten
+    by Python; here it comes again.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, stop)
+    def not_forgotten(ignored: sys.UnraisableHookArgs) -> None:
+        if isinstance(ignored.exc_value, KeyboardInterrupt):
+            again = threading.Timer(_AGAIN_S, _interrupt_main_thread)
+            again.daemon = True
+            again.start()
+        else:
+            hook(ignored)
+
+    old, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = not_forgotten
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, old)
+        sys.unraisablehook = hook
+
+
+def _interrupt_main_thread() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def known_cause(error: BaseException) -> EchoRayError | None:

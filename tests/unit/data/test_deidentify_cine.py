@@ -82,6 +82,22 @@ def test_a_banner_that_changes_and_a_text_that_comes_later_are_found(reader: Cou
     assert max(reader.sizes[1:]) < 0.7 * WIDTH * HEIGHT  # then only what moved or changed
 
 
+def test_moving_tissue_is_read_at_both_ends_and_where_it_held_text(
+    reader: Counting,
+) -> None:
+    over, names = (200, 180), ["Okafor Grace", "Lindqvist Per", "Moreau Anna"]
+    pictures = [picture(number, (CLOCK, "10:24:31"), (over, names[number // 2])) for number in range(6)]
+    reader.sizes.clear()
+    cleaned = clean(pictures, reader)
+    for pixels in cleaned:
+        assert not any(legible(pixels, over, name) for name in names)
+        assert legible(pixels, DEPTH, "D 8.0 cm")
+    tissue = (SCAN.x1 - SCAN.x0) * (SCAN.y1 - SCAN.y0)
+    first, *between, last = reader.sizes
+    assert first == WIDTH * HEIGHT and last > tissue
+    assert 0 < sum(between) < 4 * 0.5 * tissue
+
+
 def test_what_is_removed_from_one_frame_is_removed_from_all_of_its_cine_only(reader: Counting) -> None:
     named, bare = picture(0, (CLOCK, "Okafor")), picture(0, (CLOCK, "D 7.0 cm"))
     spoken = np.flatnonzero(ink(CLOCK, "D 7.0 cm").any(axis=1))

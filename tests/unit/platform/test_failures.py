@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -77,3 +78,17 @@ def test_sigterm_ends_a_block_like_ctrl_c_and_the_old_handler_comes_back() -> No
     assert ending_of(stopped.value) is INTERRUPTED
     assert INTERRUPTED.exit_code == 130
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interrupt_that_a_finalizer_swallows_comes_again(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Slow:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt), terminated_like_interrupted():
+        one = Slow()
+        del one
+        time.sleep(10)
+    assert "ignored" not in capfd.readouterr().err
