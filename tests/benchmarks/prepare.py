@@ -2,7 +2,9 @@
 
 ``python -m tests.benchmarks.prepare frames`` decodes, de-identifies and resizes the same studies twice, on
 one thread: by ``PrepareStudies``, and by the plain path that one would write first (every frame decoded, read
-by RapidOCR with its defaults, every piece of text painted black, PIL, Qwen2-VL's image processor).
+by RapidOCR with its defaults, every piece of text painted black, PIL, Qwen2-VL's image processor). Studies
+are synthetic, and the real cines of deid-data; ours also looks at three times as many frames of a cine, of
+which it keeps those that differ, and writes the study.
 ``... scaling`` runs the whole step on Ray with one and with two workers. ``... memory`` runs it on a corpus
 and on one ten times as large and prints the most that the driver, and all that it started, held.
 """
@@ -32,6 +34,7 @@ from echoray.data.prepare import PrepareStudies
 from echoray.data.records import StudyRecord
 from echoray.data.sources.dicom import evenly, to_rgb
 from echoray.data.sources.index import StudyFiles, group_studies, list_source, read_header
+from echoray.data.sources.samples import package_samples
 from echoray.data.studies import prepare_studies
 from echoray.model.base import WEIGHTS
 from echoray.platform.runtime import ray_session
@@ -63,6 +66,22 @@ def studies_in(folder: Path, num_studies: int, size: tuple[int, int]) -> list[St
     )
     assert phantom.data.source.phantom is not None
     write_corpus(folder, phantom.data.source.phantom, seed=5, language="en")
+    return grouped(folder)
+
+
+def real_cines_in(folder: Path) -> list[StudyFiles]:
+    """The real cines of installed packages, each in a study of its own."""
+    studies = []
+    for one in package_samples():
+        if "cine" in one.name.lower() or "multiframe" in one.name:
+            (folder / one.name).mkdir()
+            (folder / one.name / one.name).write_bytes(one.read_bytes())
+            studies += grouped(folder / one.name)
+    return studies
+
+
+def grouped(folder: Path) -> list[StudyFiles]:
+    """The studies below a folder."""
     files = list_source(open_store(str(folder)), "corpus").files
     return group_studies(files, [read_header(file) for file in files])
 
@@ -100,7 +119,7 @@ def our_path(worker: PrepareStudies, studies: list[StudyFiles]) -> list[StudyRec
 
 
 def compare_frames(num_studies: int) -> None:
-    """Print frames per second of both paths and their ratio, in turns on the same studies."""
+    """Print key frames per second of both paths and their ratio, in turns on the same studies."""
     import torch
 
     torch.set_num_threads(1)
@@ -108,18 +127,24 @@ def compare_frames(num_studies: int) -> None:
     config = DataConfig.model_validate(
         {"deidentify": {"key_ref": "synthetic"}, "image_size_px": size_px, "max_frames": MAX_FRAMES}
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as real:
         studies = studies_in(Path(folder), num_studies, (800, 600))
         worker = PrepareStudies(config, b"key", seed=0)
         plain_path(studies[:1], size_px), worker.prepare(studies[0])  # both engines are loaded
-        print("| round | frames | plain path, frames/s | ours, frames/s | ratio |\n|---|---|---|---|---|")
-        for number in (1, 2):
-            slow, frames = timed(partial(plain_path, studies, size_px))
+        print(
+            "| studies | key frames | plain path, frames/s | ours, frames/s | ratio |\n|---|---|---|---|---|"
+        )
+        chosen = [("synthetic", studies)]
+        chosen += [(Path(one.files[0].path).name, [one]) for one in real_cines_in(Path(real))]
+        for name, some in (*chosen, *chosen):
+            slow, frames = timed(partial(plain_path, some, size_px))
             # A new worker: without the first round's caches.
-            fast, records = timed(partial(our_path, PrepareStudies(config, b"key", seed=0), studies))
-            assert frames == sum(one.counts["frames_in"] for one in records)
+            fast, _ = timed(partial(our_path, PrepareStudies(config, b"key", seed=0), some))
             rates = frames / slow, frames / fast
-            print(f"| {number} | {frames} | {rates[0]:.2f} | {rates[1]:.2f} | {rates[1] / rates[0]:.2f} |")
+            print(
+                f"| {name} | {frames} | {rates[0]:.2f} | {rates[1]:.2f} | {rates[1] / rates[0]:.2f} |",
+                flush=True,
+            )
 
 
 def pipeline_run(workspace: str, num_studies: int, num_workers: int, *, pixels: bool) -> RunConfig:
