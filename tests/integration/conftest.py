@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from echoray.config import S3Access
+from tests.integration.pipeline_case import CHANGES, Made, make
 
 
 @dataclass(frozen=True)
@@ -87,3 +88,12 @@ def ray_local() -> Iterator[None]:
 
     with ray_session(load_run("tiny").cluster):
         yield
+
+
+@pytest.fixture(scope="session")
+def made(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The data steps with one worker in a fresh folder; tests leave it as it is."""
+    from echoray.config import load_run
+
+    workspace = str(tmp_path_factory.mktemp("one-worker"))
+    return make(load_run("tiny").merged({**CHANGES, "workspace": workspace}))

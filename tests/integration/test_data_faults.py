@@ -7,13 +7,16 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from echoray.errors import StorageError
+from echoray.platform.failures import known_cause
 from echoray.storage import store_of
 from tests.integration.conftest import S3Server, free_port, wait_for
 from tests.integration.faulty_s3 import KINDS
-from tests.integration.test_data_pipeline import DRIVER, Made, assert_same_bytes, made  # noqa: F401
+from tests.integration.pipeline_case import DRIVER, Made, assert_same_bytes, make
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -33,8 +36,41 @@ def faulty_s3(s3_server: S3Server) -> Iterator[str]:
         server.wait()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_in_each_step_ends_clearly_and_more_room_gives_the_same_bytes(
+    made: Made, small_disk: Path
+) -> None:
+    run = made.run.merged({"workspace": str(small_disk)})
+    pages = [sum(-(-size // 4096) for size in made.store.sizes(ref.path).values()) for ref in made.refs]
+    room, finished = 20, list[int]()  # pages for folders and records
+    for needed in (*pages, sum(pages)):
+        limit = room + needed // 2
+        subprocess.run(["mount", "-o", f"remount,size={4 * limit}k", str(small_disk)], check=True)
+        try:
+            again = make(run)
+        except Exception as error:
+            cause = known_cause(error)
+            assert isinstance(cause, StorageError) and "no space left" in cause.message, error
+        store = store_of(run)
+        finished.append(sum(store.exists(f"{ref.path}/manifest.json") for ref in made.refs))
+        room += needed
+    assert finished == [0, 1, 2, 3]
+    assert again.refs == made.refs
+    assert_same_bytes(made, store_of(run))
+
+
 def test_a_store_that_fails_every_seventh_time_gets_the_same_bytes(
-    made: Made,  # noqa: F811
+    made: Made,
     s3_server: S3Server,
     faulty_s3: str,
 ) -> None:

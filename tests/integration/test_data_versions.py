@@ -25,7 +25,7 @@ from echoray.data.studies import prepare_studies
 from echoray.platform.forget import forget, purge
 from echoray.storage import Store, store_of
 from echoray.types import ArtifactRef
-from tests.integration.test_data_pipeline import (
+from tests.integration.pipeline_case import (
     KEY,
     KEY_VARIABLE,
     PUBLIC_KEY,
@@ -37,7 +37,6 @@ from tests.integration.test_data_pipeline import (
     header,
     keyed,
     ledger_of,
-    made,  # noqa: F401  (a fixture)
     make,
     rows_of,
     silent,
@@ -56,7 +55,7 @@ def at(run: RunConfig, workspace: Path) -> RunConfig:
     return run.merged({"workspace": str(workspace)})
 
 
-def sound(made: Made) -> list[int]:  # noqa: F811
+def sound(made: Made) -> list[int]:
     return [truth["index"] for truth in truths(made) if truth["fault"] is None]
 
 
@@ -64,7 +63,7 @@ def prepared(run: RunConfig) -> tuple[Store, ArtifactRef]:
     return store_of(run), prepare_studies(run, None, silent)
 
 
-def test_a_version_of_a_changed_archive_is_the_one_made_from_nothing(made: Made, tmp_path: Path) -> None:  # noqa: F811
+def test_a_version_of_a_changed_archive_is_the_one_made_from_nothing(made: Made, tmp_path: Path) -> None:
     """Studies added, changed, removed and broken: only they are opened, and every byte is the same."""
     archive, chosen = tmp_path / "archive", sound(made)[:9]
     copy_studies(made, archive, chosen[:7])
@@ -86,7 +85,7 @@ def test_a_version_of_a_changed_archive_is_the_one_made_from_nothing(made: Made,
     assert not store.list("progress")
 
 
-def test_an_interrupted_step_keeps_its_parts_and_ends_with_the_same_bytes(made: Made, tmp_path: Path) -> None:  # noqa: F811
+def test_an_interrupted_step_keeps_its_parts_and_ends_with_the_same_bytes(made: Made, tmp_path: Path) -> None:
     run = at(made.run, tmp_path)
     store = store_of(run)
 
@@ -108,7 +107,7 @@ def test_an_interrupted_step_keeps_its_parts_and_ends_with_the_same_bytes(made: 
     assert not store.list("progress")
 
 
-def test_a_worker_killed_in_the_middle_costs_nothing(made: Made, tmp_path: Path) -> None:  # noqa: F811
+def test_a_worker_killed_in_the_middle_costs_nothing(made: Made, tmp_path: Path) -> None:
     run = at(made.run, tmp_path)
     store = store_of(run)
     killed: list[int] = []
@@ -133,7 +132,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing(made: Made, tmp_path: Path)
 
 
 def test_a_forgotten_patient_is_in_no_later_version_and_everything_made_of_them_is_named(
-    made: Made,  # noqa: F811
+    made: Made,
     tmp_path: Path,
 ) -> None:
     workspace = tmp_path / "workspace"
@@ -184,7 +183,7 @@ def killed_by(victim: str) -> type[WriteStudies]:
 
 
 def test_a_study_that_kills_its_workers_goes_to_quarantine_and_costs_the_others_nothing(
-    made: Made,  # noqa: F811
+    made: Made,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
