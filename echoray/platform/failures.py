@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _AGAIN_S = 0.1
+_asked = threading.Event()  # whether this process was interrupted
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ def terminated_like_interrupted() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C inside the block, so that Ray and the workspace lock are always released.
 
     An interrupt that comes while a finalizer runs (Ray Data has some that take long) is printed and forgotten
-    by Python; here it comes again.
+    by Python; here it comes again. For one that a library swallows, as imports do that try what is installed,
+    there is ``stop_where_asked``.
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        _asked.set()
         raise KeyboardInterrupt
 
     def not_forgotten(ignored: sys.UnraisableHookArgs) -> None:
@@ -58,13 +61,21 @@ def terminated_like_interrupted() -> Iterator[None]:
         else:
             hook(ignored)
 
-    old, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
-    sys.unraisablehook = not_forgotten
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    hook, sys.unraisablehook = sys.unraisablehook, not_forgotten
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
         sys.unraisablehook = hook
+        _asked.clear()
+
+
+def stop_where_asked() -> None:
+    """Raise KeyboardInterrupt where one was raised before and swallowed; in the main thread only."""
+    if _asked.is_set() and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
 
 
 def _interrupt_main_thread() -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from echoray import artifacts
 from echoray.config import RunConfig
+from echoray.platform.failures import stop_where_asked
 from echoray.storage import Store
 from echoray.types import ArtifactRef, ModelVersion, Progress
 
@@ -22,7 +23,17 @@ class Pipeline:
     def __init__(self, run: RunConfig, store: Store, progress: Progress) -> None:
         self.run = run
         self.store = store
-        self.progress = progress
+        self._progress = progress
+
+    @property
+    def progress(self) -> Progress:
+        """Reports progress; no step begins or goes on after an interrupt that was swallowed."""
+        stop_where_asked()
+        return self._report
+
+    def _report(self, step: str, done: int, total: int | None) -> None:
+        stop_where_asked()
+        self._progress(step, done, total)
 
     @cached_property
     def corpus(self) -> ArtifactRef | None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from ray.exceptions import RayTaskError
 
+from echoray.config import load_run
 from echoray.errors import ConfigError, StorageError
 from echoray.platform.failures import INTERRUPTED, ending_of, terminated_like_interrupted
+from echoray.platform.pipeline import Pipeline
+from echoray.storage import open_store
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 MISTAKE = ConfigError("wrong value", hint="correct it")
@@ -92,3 +97,21 @@ def test_an_interrupt_that_a_finalizer_swallows_comes_again(
         del one
         time.sleep(10)
     assert "ignored" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_step_goes_on_after_an_interrupt_that_was_swallowed(number: int, tmp_path: Path) -> None:
+    reported: list[int] = []
+    steps = Pipeline(load_run("tiny"), open_store(str(tmp_path)), lambda _, done, __: reported.append(done))
+    report = steps.progress
+    report("a step", 1, 2)
+    with terminated_like_interrupted():
+        report("a step", 2, 3)
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(number)
+        for going_on in (lambda: steps.progress, lambda: report("a step", 3, 3)):
+            with pytest.raises(KeyboardInterrupt):
+                going_on()
+    with terminated_like_interrupted():
+        report("another run", 4, 4)
+    assert reported == [1, 2, 4]
