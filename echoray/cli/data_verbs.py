@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from echoray.cli import deid_verbs, exchange_verbs
+from echoray.cli import dedup_verbs, deid_verbs, exchange_verbs
 from echoray.cli.data_forget import forget
 from echoray.cli.data_statistics import stats
 from echoray.cli.deid_audit import deid_audit
@@ -21,6 +21,7 @@ app.command()(forget)
 app.command()(stats)
 app.command("validate")(exchange_verbs.validate)
 app.command("export")(exchange_verbs.export)
+app.command("dedup")(dedup_verbs.dedup)
 app.command("deid-dicom")(deid_verbs.deid_dicom)
 app.command("deid-review")(deid_verbs.deid_review)
 app.command("deid-audit")(deid_audit)

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from echoray.config.base import Section
+from echoray.config.dedup import DedupConfig
 from echoray.types import ImageLayout, Language
 
 SYNTHETIC_KEY = "synthetic"
@@ -149,6 +150,7 @@ class DataConfig(Section):
         32768, ge=64, description="longer answers lose their tail; Table 9: 32,768"
     )
     vqa_per_study: int = Field(2, ge=0, description="rule-based question and answer pairs per study")
+    dedup: DedupConfig = DedupConfig()
     part_studies: int = Field(16, ge=1, description="studies per Parquet part, at most, on average")
     shard_mb: float = Field(64, gt=0, description="size of the studies behind one shard of each split, in MB")
     num_workers: int = Field(2, ge=1, description="Ray Data workers for the CPU-heavy steps")

@@ -35,6 +35,7 @@ _LATER: dict[str, Any] = {
     "vqa_per_study": True,
     "max_length_tokens": True,
     "shard_mb": True,
+    "dedup": True,
     "source": {"phantom": True, "dicomweb": {"__all__": NOT_IN_PLANS}},
 }
 
