@@ -23,8 +23,8 @@ _DRIVER_ENV = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
-    # A thread that calls Ray after an interrupted step has shut it down gets an error, not a new instance that
-    # nobody ends.
+    # A thread that calls Ray after an interrupted step has shut it down gets an error, and not a new instance
+    # that nobody ends.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     # Which weights are new after upcycling is checked by our own loader; transformers' report of it is noise.
     "TRANSFORMERS_VERBOSITY": "error",
