@@ -90,9 +90,9 @@ def ray_local() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def made(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The data steps with one worker in a fresh folder; tests leave it as it is."""
+    """The data steps with one worker in a fresh folder; a module's tests may add artifacts to it."""
     from echoray.config import load_run
 
     workspace = str(tmp_path_factory.mktemp("one-worker"))
