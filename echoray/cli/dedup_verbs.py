@@ -26,18 +26,17 @@ def dedup(
     """Drop each line whose text is too close to one kept before it (ROUGE-L, SimHash: keys of data.dedup)."""
     from echoray.cli.console import console, progress_display
     from echoray.data.dedup import Deduplicator
-    from echoray.data.dedup.lines import deduplicate_lines
-    from echoray.storage import open_store
+    from echoray.data.dedup.lines import deduplicate_lines, folder_of
 
     rules = resolve(config, overrides).data.dedup
-    store = open_store(str(index.absolute().parent)) if index else None
-    known = store is not None and index is not None and store.exists(index.name)
-    engine = Deduplicator.load(store, index.name, rules) if store and index and known else Deduplicator(rules)
+    engine = Deduplicator(rules)
+    if index and folder_of(index).exists(index.name):
+        engine = Deduplicator.load(folder_of(index), index.name, rules)
     with progress_display() as progress:
         ledger = deduplicate_lines(
             source, out, fields=fields or ["text"], engine=engine, dropped=dropped, progress=progress
         )
-    if store and index:
-        engine.save(store, index.name)
+    if index:
+        engine.save(folder_of(index), index.name)
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(ledger.quarantined.items())) or "none"
     console.print(f"{ledger.records_in} lines, {ledger.records_out} kept; not kept: {reasons}")

@@ -14,11 +14,9 @@ import argparse
 import json
 import math
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rapidfuzz import process
@@ -28,6 +26,7 @@ from rouge_score import rouge_scorer
 from echoray.config.dedup import DedupConfig
 from echoray.data.dedup import Deduplicator
 from echoray.data.dedup.fingerprints import tokenize
+from tests.benchmarks.timing import timed
 
 _BLOCK = 256
 _SAMPLE_QUERIES = 200
@@ -122,13 +121,6 @@ def rouge_score_rate(texts: Sequence[str]) -> float:
     some = texts[:40]
     seconds, _ = timed(lambda: [scorer.score(one, other) for one in some for other in some])
     return len(some) ** 2 / seconds
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that ``work`` took, and its result."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 def ours(texts: Sequence[str], *, simhash: bool) -> tuple[float, Deduplicator, list[int], int]:

@@ -15,8 +15,7 @@ import argparse
 import io
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -40,15 +39,9 @@ from echoray.model.base import WEIGHTS
 from echoray.platform.runtime import ray_session
 from echoray.storage import open_store
 from tests.benchmarks.demo_resources import EVERY_S, pss_bytes
+from tests.benchmarks.timing import timed
 
 MAX_FRAMES = 8
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that ``work`` took, and its result."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 def studies_in(folder: Path, num_studies: int, size: tuple[int, int]) -> list[StudyFiles]:

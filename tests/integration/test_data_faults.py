@@ -17,6 +17,7 @@ from echoray.storage import store_of
 from tests.integration.conftest import S3Server, free_port, wait_for
 from tests.integration.faulty_s3 import KINDS
 from tests.integration.pipeline_case import DRIVER, Made, assert_same_bytes, make
+from tests.small_disk import resize, small_disk
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -37,25 +38,20 @@ def faulty_s3(s3_server: S3Server) -> Iterator[str]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, "200k", in_use=True):
+        yield tmp_path
 
 
 def test_a_disk_that_fills_up_in_each_step_ends_clearly_and_more_room_gives_the_same_bytes(
-    made: Made, small_disk: Path
+    made: Made, disk: Path
 ) -> None:
-    run = made.run.merged({"workspace": str(small_disk)})
+    run = made.run.merged({"workspace": str(disk)})
     pages = [sum(-(-size // 4096) for size in made.store.sizes(ref.path).values()) for ref in made.refs]
     room, finished = 20, list[int]()  # pages for folders and records
     for needed in (*pages, sum(pages)):
         limit = room + needed // 2
-        subprocess.run(["mount", "-o", f"remount,size={4 * limit}k", str(small_disk)], check=True)
+        resize(disk, f"{4 * limit}k")
         try:
             again = make(run)
         except Exception as error:

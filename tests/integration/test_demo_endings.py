@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from tests.integration.demo import (
     read_until,
     start_demo,
 )
+from tests.small_disk import small_disk
 
 pytestmark = [pytest.mark.integration, pytest.mark.demo]
 
@@ -124,14 +124,7 @@ def test_missing_or_empty_sources_end_with_a_clear_message(
 
 
 def test_a_full_disk_ends_with_a_clear_message(tmp_path: Path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
+    with small_disk(tmp_path, "8m"):
         done = demo(tmp_path)
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
     assert done.returncode == 1
     assert "free" in done.stderr and "hint" in done.stderr and "Traceback" not in done.stderr

@@ -8,14 +8,12 @@ from itertools import cycle, islice
 from typing import Any
 
 from echoray.config.dedup import DedupConfig
-from echoray.data.dedup.engine import KEPT, Decision
+from echoray.data.dedup.engine import Decision, decided
 from echoray.data.dedup.fingerprints import Fingerprints, fingerprints
-from echoray.data.dedup.index import NOBODY, KeptTexts, Reason
+from echoray.data.dedup.index import Found, KeptTexts
 
 _BLOCK = 4096
 _AHEAD = 2  # blocks per actor whose fingerprints are made ahead
-
-Found = tuple[int, Reason | None]  # order of the first kept text that is too close, or NOBODY
 
 
 class _Shard:
@@ -56,9 +54,8 @@ def deduplicated(
     for number, made in enumerate(waiting):
         earlier = ray.get([shard.closest.remote(made) for shard in shards])
         prints: Fingerprints = ray.get(made)
-        decisions = _decided(
-            prints, [min(found, key=_order) for found in zip(*earlier, strict=True)], first, config
-        )
+        nearest = [min(found, key=_order) for found in zip(*earlier, strict=True)]
+        decisions = list(decided(KeptTexts(config), prints, first, nearest))
         rows = [row for row, one in enumerate(decisions) if one.kept]
         shards[number % num_workers].add.remote(made, rows, first)
         yield from decisions
@@ -75,20 +72,6 @@ def _made_ahead(texts: Iterator[str], shards: list[Any], block: int) -> Iterator
         if not waiting:
             return
         yield waiting.popleft()
-
-
-def _decided(block: Fingerprints, earlier: list[Found], first: int, config: DedupConfig) -> list[Decision]:
-    """The decisions of a block, of whose texts is known what they are too close to before it."""
-    decisions, fresh = [], KeptTexts(config)
-    for row, found in enumerate(earlier):
-        if found[0] == NOBODY:
-            found = fresh.closest(block, row)
-        if found[0] == NOBODY:
-            fresh.add(block, row, first + row)
-            decisions.append(KEPT)
-        else:
-            decisions.append(Decision(*found))
-    return decisions
 
 
 def _order(found: Found) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from echoray.config.dedup import DedupConfig
 from echoray.data.dedup.fingerprints import Fingerprints, fingerprints, of_tokens
-from echoray.data.dedup.index import NOBODY, KeptTexts, Reason
+from echoray.data.dedup.index import NOBODY_FOUND, Found, KeptTexts, Reason
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,6 +41,23 @@ class Decision:
 KEPT = Decision()
 
 
+def decided(
+    kept: KeptTexts, block: Fingerprints, first: int, earlier: Sequence[Found] | None = None
+) -> Iterator[Decision]:
+    """Decide the texts of a block in order, the first of which has the order ``first``; ``kept`` grows.
+
+    ``earlier``, where given, says of each text what it is too close to among texts that are not in ``kept``
+    and came before all that are.
+    """
+    for row in range(len(block)):
+        found = earlier[row] if earlier else NOBODY_FOUND
+        if found == NOBODY_FOUND:
+            found = kept.closest(block, row)
+        if found == NOBODY_FOUND:
+            kept.add(block, row, first + row)
+        yield KEPT if found == NOBODY_FOUND else Decision(*found)
+
+
 class Deduplicator:
     """Decides text after text; ``num_seen`` is the order of the next one. Memory grows with what is kept."""
 
@@ -61,15 +78,10 @@ class Deduplicator:
     def add(self, texts: Sequence[str]) -> Iterator[Decision]:
         """Decide each of ``texts`` in order."""
         for start in range(0, len(texts), _BLOCK):
-            yield from self._add(fingerprints(texts[start : start + _BLOCK]))
-
-    def _add(self, block: Fingerprints) -> Iterator[Decision]:
-        for row in range(len(block)):
-            partner, reason = self._kept.closest(block, row)
-            if partner == NOBODY:
-                self._kept.add(block, row, self.num_seen)
-            self.num_seen += 1
-            yield KEPT if partner == NOBODY else Decision(partner, reason)
+            block = fingerprints(texts[start : start + _BLOCK])
+            for decision in decided(self._kept, block, self.num_seen):
+                self.num_seen += 1
+                yield decision
 
     def save(self, store: Store, path: str) -> None:
         """Write what ``load`` goes on from: the order and the token hashes of each kept text, as Parquet."""

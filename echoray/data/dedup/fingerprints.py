@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from echoray.data.dedup.kernels import sign
+
 # Words and numbers whole (2.5 is one token), everything that is written without spaces by character.
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|\d+(?:[.,]\d+)*|[^\W\d_{_UNSPACED}]+")
@@ -57,8 +59,6 @@ def fingerprints(texts: Sequence[str]) -> Fingerprints:
 
 def of_tokens(hashes_T: NDArray[np.uint64], offsets: NDArray[np.int64]) -> Fingerprints:
     """The fingerprints of texts that are tokenized and hashed."""
-    from echoray.data.dedup.kernels import sign
-
     count = len(offsets) - 1
     coarse, fine = np.zeros((count, 4), np.uint64), np.zeros((count, 8), np.uint64)
     simhash = np.zeros(count, np.uint64)

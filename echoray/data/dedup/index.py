@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from echoray.config.dedup import DedupConfig
 from echoray.data.dedup.fingerprints import Fingerprints
+from echoray.data.dedup.kernels import first_near, first_similar, list_near, masks_of
 
 Reason = Literal["rouge_l", "simhash"]
 NOBODY = int(np.iinfo(np.int64).max)
+Found = tuple[int, Reason | None]  # the order of the first kept text that is too close, and by which rule
+NOBODY_FOUND: Found = (NOBODY, None)
 _CLASS_RATIO = 1.25  # between the longest and the shortest text of a class of length
 
 
@@ -42,8 +45,6 @@ class _Query:
     """A text that others are compared with: where each of its tokens stands, by the token's id."""
 
     def __init__(self, ids: NDArray[np.int32], slot_of_id: NDArray[np.int32]) -> None:
-        from echoray.data.dedup.kernels import masks_of
-
         self.length = len(ids)
         known, slots = np.unique(ids, return_inverse=True)
         self._known, self._slot_of_id = known[known >= 0], slot_of_id
@@ -89,8 +90,8 @@ class KeptTexts:
         """Order and token hashes of each kept text, in order."""
         yield from zip(self._near.arrays["orders"][: len(self)].tolist(), self._hashes, strict=True)
 
-    def closest(self, block: Fingerprints, row: int) -> tuple[int, Reason | None]:
-        """The order of the first kept text that is too close, or NOBODY, and by which rule."""
+    def closest(self, block: Fingerprints, row: int) -> Found:
+        """The first kept text that is too close, or NOBODY_FOUND."""
         near = self._first_near(block, row)
         similar = self._first_similar(block, row, NOBODY if near == NOBODY else near + 1)
         if similar <= near and similar != NOBODY:
@@ -99,8 +100,6 @@ class KeptTexts:
 
     def add(self, block: Fingerprints, row: int, order: int) -> None:
         """Keep a text; orders grow from one call to the next."""
-        from echoray.data.dedup.kernels import list_near
-
         tokens = block.tokens(row)
         ids = self._ids_of(tokens, grow=True)
         start = self._pool.reserve(len(ids))
@@ -135,8 +134,6 @@ class KeptTexts:
         columns["orders"][place] = order
 
     def _first_near(self, block: Fingerprints, row: int) -> int:
-        from echoray.data.dedup.kernels import first_near
-
         if self._distance < 0 or not len(self):
             return NOBODY
         columns = self._near.arrays
@@ -155,8 +152,6 @@ class KeptTexts:
 
     def _first_similar(self, block: Fingerprints, row: int, limit: int) -> int:
         """The first before ``limit`` with an F1 over the threshold, or NOBODY."""
-        from echoray.data.dedup.kernels import first_similar
-
         tokens = block.tokens(row)
         classes = list(self._classes_for(len(tokens)))
         if not classes:

@@ -95,12 +95,6 @@ def _simhash(tokens: NDArray[np.uint64]) -> Any:
 
 
 @_compiled
-def hamming(one: Any, other: Any) -> Any:
-    """The number of differing bits."""
-    return _popcount(one ^ other)
-
-
-@_compiled
 def masks_of(slots_m: NDArray[np.int32], masks_SW: NDArray[np.uint64]) -> None:
     """Set bit i of the mask of the i-th token's slot: where in the query each of its tokens stands."""
     for place in range(len(slots_m)):

@@ -56,7 +56,7 @@ def deduplicate_lines(
                 progress(_STEP, counts.lines, None)
         for made, wanted in ((kept, target), (gone, dropped)):
             if wanted is not None:
-                _folder_of(wanted).upload(made, wanted.name)
+                folder_of(wanted).upload(made, wanted.name)
     return counts.ledger()
 
 
@@ -102,5 +102,6 @@ def _opened(source: Path) -> IO[bytes]:
         raise InputDataError(f"{source}: {error.strerror}", hint="name a file of JSON lines") from None
 
 
-def _folder_of(path: Path) -> Store:
+def folder_of(path: Path) -> Store:
+    """The store of the folder that a file lies in."""
     return open_store(str(path.absolute().parent))

@@ -17,8 +17,8 @@ from echoray.config.dedup import DedupConfig
 from echoray.data.dedup import Decision, Deduplicator
 from echoray.data.dedup.fingerprints import fingerprints, tokenize
 from echoray.storage import open_store
+from tests.public_text import PUBLIC_TEXT, needs_public_text
 
-PUBLIC_TEXT = Path(__file__).parents[4] / "shared/data/public_text"
 WORDS = st.text(alphabet="abcde", min_size=1, max_size=1)
 TEXTS = st.lists(st.lists(WORDS, max_size=80).map(" ".join), max_size=12)
 
@@ -80,12 +80,11 @@ def test_random_texts_and_variants_of_them(
 
 
 def public_texts(count: int, rng: random.Random) -> list[str]:
-    if not PUBLIC_TEXT.is_dir():
-        pytest.skip(f"the public conversations are not at {PUBLIC_TEXT}")
     rows = [row for path in sorted(PUBLIC_TEXT.glob("*.json")) for row in json.loads(path.read_text())]
     return [one["conversations"][-1]["value"] for one in rng.sample(rows, count)]
 
 
+@needs_public_text
 def test_real_reports_and_variants_of_them_around_the_threshold() -> None:
     rng = random.Random(4)
     texts = public_texts(150, rng)

@@ -17,11 +17,11 @@ from echoray.data.deidentify import Deidentifier
 from echoray.data.deidentify.text import redact_text
 from echoray.data.deidentify.text_rules import load_text_rules
 from echoray.types import Report, Study
+from tests.public_text import PUBLIC_TEXT, needs_public_text
 
 RULES = load_text_rules()
 STUDY_DATE = datetime.date(2023, 8, 4)
 GOLDEN = Path(__file__).parents[2] / "golden" / "deid_text"
-PUBLIC = Path(__file__).parents[4] / "shared" / "data" / "public_text"
 
 
 def redact(text: str, study_date: datetime.date | None = STUDY_DATE) -> str:
@@ -95,9 +95,9 @@ def test_a_study_loses_its_date_and_keeps_the_interval() -> None:
     assert ambiguous.report == Report("Compared with the cyst of 9 mm is unchanged.", "Seen on: cyst.")
 
 
-@pytest.mark.skipif(not PUBLIC.is_dir(), reason=f"needs the public conversations in {PUBLIC.name}")
+@needs_public_text
 def test_real_conversations_without_patients_stay_whole() -> None:
-    records = [one for path in sorted(PUBLIC.glob("*.json")) for one in json.loads(path.read_text())]
+    records = [one for path in sorted(PUBLIC_TEXT.glob("*.json")) for one in json.loads(path.read_text())]
     texts = [turn["value"] for one in records for turn in one["conversations"]]
     parts = [part for text in texts for part in re.split(r"(?<=[。！？；!?\n])", text) if part.strip()]
     touched = {part for part in set(parts) if RULES.denied(part)}

@@ -28,8 +28,8 @@ from echoray.data.sources.tables import list_tables, place_of
 from echoray.errors import InputDataError
 from echoray.storage import open_store
 from echoray.types import Rejection, Study, Turn
+from tests.public_text import PUBLIC_TEXT, needs_public_text
 
-PUBLIC = Path(__file__).parents[4] / "shared" / "data" / "public_text"
 FINDINGS = "The liver is smooth. Ada Blackwood was examined by J. Stone."
 LLAVA = {
     "id": "1",
@@ -404,10 +404,10 @@ def test_deep_transparent_and_turned_pictures_become_what_a_viewer_shows() -> No
     assert decode_image(stored(Image.new("RGB", (8, 4)), format="BMP")) is None
 
 
-@pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public conversations are not beside this checkout")
+@needs_public_text
 def test_public_conversations_are_parsed_whole_and_only_lack_their_images() -> None:
-    files = sorted(PUBLIC.glob("*.json"))
-    place = place_of(open_store(str(PUBLIC)), CONVERSATIONS, 0)
+    files = sorted(PUBLIC_TEXT.glob("*.json"))
+    place = place_of(open_store(str(PUBLIC_TEXT)), CONVERSATIONS, 0)
     listed = list(list_conversations(place))
     assert len(listed) == sum(len(json.loads(path.read_text())) for path in files) > 3000
     reasons = Counter(defect.code for one in listed for defect in one.defects if defect.fatal)

@@ -18,6 +18,7 @@ from s3fs.errors import translate_boto_error
 from echoray.config import S3Access, load_run
 from echoray.errors import ConfigError, StorageError
 from echoray.storage import Store, open_store, store_of
+from tests.small_disk import small_disk
 from tests.unit.storage.store_contract import StoreContract
 
 
@@ -64,18 +65,11 @@ def test_a_failed_write_cleans_up_and_keeps_the_old_content(tmp_path: Path) -> N
 
 
 def test_a_full_disk_is_named_with_what_to_do(tmp_path: Path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
+    with small_disk(tmp_path, "1m"):
         with pytest.raises(StorageError, match="no space left") as error:
             open_store(str(tmp_path)).write_bytes("big", bytes(4 << 20))
         assert "free space" in error.value.hint
         assert list(tmp_path.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
