@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -53,32 +54,40 @@ def prompts() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture
-def vllm_tokens(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], list[list[list[int]]]]]:
+def greedy_tokens(folder: Path) -> list[list[list[int]]]:
     """Greedy tokens of every prompt by vLLM, each prompt alone and then all in one batch."""
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    monkeypatch.setenv("VLLM_CONFIGURE_LOGGING", "0")
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    def run(folder: Path) -> list[list[list[int]]]:
-        llm = LLM(
-            str(folder),
-            dtype="float32",
-            enforce_eager=True,
-            max_model_len=256,
-            limit_mm_per_prompt={"image": 2, "video": 0},
-            kv_cache_memory_bytes=1 << 28,
-            seed=0,
-        )
-        options = SamplingParams(temperature=0, max_tokens=NUM_NEW_TOKENS, ignore_eos=True)
-        asked = prompts()
-        alone = [llm.generate([one], options, use_tqdm=False)[0] for one in asked]
-        batch = llm.generate(asked, options, use_tqdm=False)
-        return [[list(answer.outputs[0].token_ids) for answer in answers] for answers in (alone, batch)]
-
-    yield run
+    llm = LLM(
+        str(folder),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        limit_mm_per_prompt={"image": 2, "video": 0},
+        kv_cache_memory_bytes=1 << 28,
+        seed=0,
+    )
+    options = SamplingParams(temperature=0, max_tokens=NUM_NEW_TOKENS, ignore_eos=True)
+    asked = prompts()
+    alone = [llm.generate([one], options, use_tqdm=False)[0] for one in asked]
+    batch = llm.generate(asked, options, use_tqdm=False)
     cleanup_dist_env_and_memory()
+    return [[list(answer.outputs[0].token_ids) for answer in answers] for answers in (alone, batch)]
+
+
+@pytest.fixture(scope="module")
+def vllm_tokens() -> Iterator[Callable[[Path], list[list[list[int]]]]]:
+    """`greedy_tokens` in a process of its own.
+
+    vLLM looks at every object of every module of its process and falls over some that other tests load
+    (Flask's proxies, llvmlite's functions).
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        patch.setenv("VLLM_CONFIGURE_LOGGING", "0")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            yield lambda folder: process.submit(greedy_tokens, folder).result()
 
 
 def transformers_tokens(model: EchoVLMForConditionalGeneration) -> list[list[int]]:
