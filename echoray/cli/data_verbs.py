@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from echoray.cli import dedup_verbs, deid_verbs, exchange_verbs
+from echoray.cli import dedup_verbs, deid_verbs, exchange_verbs, instruct_verbs
 from echoray.cli.data_forget import forget
 from echoray.cli.data_statistics import stats
 from echoray.cli.deid_audit import deid_audit
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from echoray.types import ArtifactRef
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
+app.add_typer(instruct_verbs.app, name="instruct")
 app.command()(forget)
 app.command()(stats)
 app.command("validate")(exchange_verbs.validate)

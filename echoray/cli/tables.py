@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -24,9 +23,9 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 def print_ledger(steps: Pipeline, *refs: ArtifactRef) -> None:
     """Print what went in, came out, was quarantined (with the reasons) and shortened in each data step."""
-    print_ledger_rows(
-        Ledger(**row) for ref in refs for row in json.loads(steps.store.read_bytes(f"{ref.path}/ledger.json"))
-    )
+    from echoray.data.ledger import read_ledger
+
+    print_ledger_rows(row for ref in refs for row in read_ledger(steps.store, ref.path))
 
 
 def print_ledger_rows(rows: Iterable[Ledger]) -> None:

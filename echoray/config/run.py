@@ -10,6 +10,7 @@ from echoray.config.base import Section
 from echoray.config.cluster import ClusterConfig
 from echoray.config.data import DataConfig
 from echoray.config.evaluate import EvaluateConfig
+from echoray.config.instruct import InstructConfig
 from echoray.config.model import ModelConfig
 from echoray.config.serve import ServeConfig
 from echoray.config.storage import StorageConfig
@@ -31,6 +32,7 @@ class RunConfig(Section):
     workspace: str = Field("file://./echoray-workspace", description="file:// or s3:// root of all artifacts")
     storage: StorageConfig = StorageConfig()
     data: DataConfig = DataConfig()
+    instruct: InstructConfig = InstructConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

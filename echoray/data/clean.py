@@ -25,10 +25,15 @@ def clean_rows(
     store: Store, studies: ArtifactRef, columns: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Every row of the artifact in its order (of ``columns``, where named); a few at a time are in memory."""
-    import pyarrow.parquet as pq
-
     for path in store.list(studies.path):
         if is_part(path):
-            with store.open(path) as handle:
-                for batch in pq.ParquetFile(handle).iter_batches(_ROWS, columns=columns and list(columns)):
-                    yield from batch.to_pylist()
+            yield from rows_of_part(store, path, columns)
+
+
+def rows_of_part(store: Store, path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Every row of one part; a few at a time are in memory."""
+    import pyarrow.parquet as pq
+
+    with store.open(path) as handle:
+        for batch in pq.ParquetFile(handle).iter_batches(_ROWS, columns=columns and list(columns)):
+            yield from batch.to_pylist()

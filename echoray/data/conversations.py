@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -66,8 +66,16 @@ _NEGATION = re.compile(
 
 def conversations(study: Study, *, vqa_per_study: int, seed: int) -> list[Conversation]:
     """The imported turns, then, of the report, what ``report_turns`` makes."""
+    return _numbered(study, [*study.turns, *report_turns(study, vqa_per_study=vqa_per_study, seed=seed)])
+
+
+def imported(study: Study) -> list[Conversation]:
+    """The imported turns alone."""
+    return _numbered(study, study.turns)
+
+
+def _numbered(study: Study, turns: Sequence[Turn]) -> list[Conversation]:
     assert study.system is not None
-    made = [*study.turns, *report_turns(study, vqa_per_study=vqa_per_study, seed=seed)]
     return [
         Conversation(
             f"{study.study_hash[:16]}-{one.task}-{number}",
@@ -78,7 +86,7 @@ def conversations(study: Study, *, vqa_per_study: int, seed: int) -> list[Conver
             one.prompt,
             one.answer,
         )
-        for number, one in enumerate(made)
+        for number, one in enumerate(turns)
     ]
 
 
@@ -91,13 +99,14 @@ def report_turns(study: Study, *, vqa_per_study: int, seed: int) -> list[Turn]:
     made = [Turn("report", _one(rng, REPORT_PROMPTS[language]), report.text)]
     if report.impression:
         made.append(Turn("diagnosis", _one(rng, DIAGNOSIS_PROMPTS[language]), report.impression))
-    questions = list(_questions(study))
+    questions = list(report_questions(study))
     for index in sorted(rng.permutation(len(questions))[:vqa_per_study]):
         made.append(Turn("vqa", *questions[index]))
     return made
 
 
-def _questions(study: Study) -> Iterator[tuple[str, str]]:
+def report_questions(study: Study) -> Iterator[tuple[str, str]]:
+    """Questions that the report answers, by rules: the organ, a size, acoustic shadowing."""
     assert study.report is not None and study.system is not None
     language = study.language
     question, answer = ORGAN_QUESTIONS[language]

@@ -29,6 +29,11 @@ def ledger_row(
     return Ledger(step, records_in, records_out, dict(sorted(reasons.items())), dict(shortened or {}))
 
 
+def read_ledger(store: Store, path: str) -> tuple[Ledger, ...]:
+    """The rows of the ledger below ``path``; ValueError where one does not reconcile."""
+    return tuple(Ledger(**row) for row in json.loads(store.read_bytes(f"{path}/{LEDGER_FILE}")))
+
+
 def write_ledger(
     store: Store, path: str, rows: Sequence[Ledger], rejections: Sequence[Rejection]
 ) -> dict[str, str]:
@@ -50,3 +55,13 @@ def write_ledger(
     content = [asdict(row) for row in rows]
     files = {QUARANTINE_FILE: target.getvalue(), LEDGER_FILE: json.dumps(content, indent=1).encode()}
     return {name: write_file(store, path, name, data) for name, data in files.items()}
+
+
+def added(step: str, ledgers: Iterable[Ledger]) -> Ledger:
+    """One ledger of the parts of a step."""
+    rows = list(ledgers)
+    reasons: Counter[str] = Counter()
+    for one in rows:
+        reasons.update(one.quarantined)
+    into, out = sum(one.records_in for one in rows), sum(one.records_out for one in rows)
+    return Ledger(step, into, out, dict(sorted(reasons.items())))

@@ -103,6 +103,11 @@ def part_name(number: int, folder: str = "") -> str:
     return f"{folder}part-{number:05d}.parquet"
 
 
+def number_of(path: str) -> int:
+    """The number in the path of a Parquet part."""
+    return int(path.rpartition("/part-")[2].removesuffix(".parquet"))
+
+
 def is_part(path: str) -> bool:
     """Whether ``path`` is that of a Parquet part."""
     return path.rpartition("/")[2].startswith("part-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from echoray import artifacts
@@ -16,9 +17,16 @@ from echoray.types import SPLITS, ArtifactRef, Progress, Rejection
 REVISION = 3  # see corpus.REVISION
 
 
-def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progress) -> ArtifactRef:
+def tokenize(
+    run: RunConfig,
+    studies: ArtifactRef,
+    base: Path,
+    progress: Progress,
+    generated: ArtifactRef | None = None,
+) -> ArtifactRef:
     """Build conversations and tokenize them for the base model in ``base`` (artifact kind "shards").
 
+    The conversations are those ``generated`` from the studies (kind "conversations"), or a few by rules.
     The shards of each split are written by the workers; an interrupted step goes on where it was.
     """
     store = store_of(run)
@@ -30,22 +38,28 @@ def tokenize(run: RunConfig, studies: ArtifactRef, base: Path, progress: Progres
         "seed": run.seed,
         "revision": REVISION,
     }
-    ref = artifacts.plan("shards", run.name, config=config, parents=[studies])
+    parents = [studies, generated] if generated is not None else [studies]
+    ref = artifacts.plan("shards", run.name, config=config, parents=parents)
     if artifacts.find(store, ref) is not None:
         return ref
     artifacts.require(store, studies, made_by="echoray data prepare")
-    digests, counts = _written(run, store, ref, studies, base, progress)
-    artifacts.seal(store, ref, config=config, parents=[studies], counts=counts, digests=digests)
+    digests, counts = _written(run, store, ref, base, parents, progress)
+    artifacts.seal(store, ref, config=config, parents=parents, counts=counts, digests=digests)
     forget_progress(store, ref)
     return ref
 
 
 def _written(
-    run: RunConfig, store: Store, ref: ArtifactRef, studies: ArtifactRef, base: Path, progress: Progress
+    run: RunConfig,
+    store: Store,
+    ref: ArtifactRef,
+    base: Path,
+    parents: Sequence[ArtifactRef],
+    progress: Progress,
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Have the shards written, write the ledger; sha256 by file, and the counts of examples."""
-    works = study_groups(store, studies, round(run.data.shard_mb * 10**6))
-    arguments = (store, ref, base, run.data, run.seed)
+    works = study_groups(store, parents[0], round(run.data.shard_mb * 10**6))
+    arguments = (store, ref, base, run.data, run.seed, *parents[1:])
     digests: dict[str, str] = {}
     counts: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
     rejections: list[Rejection] = []

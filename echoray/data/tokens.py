@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from echoray.config import DataConfig
 from echoray.data.batch import IGNORE, MERGE, grid_of, shard_schema
 from echoray.data.clean import study_of
-from echoray.data.conversations import SYSTEM_PROMPT, conversations
-from echoray.data.parts import commit, is_part, part_name, read_rows, to_parquet
+from echoray.data.conversations import SYSTEM_PROMPT, conversations, imported
+from echoray.data.instruct.item_files import conversations_of_part
+from echoray.data.parts import commit, is_part, number_of, part_name, read_rows, to_parquet
 from echoray.storage import Store
 from echoray.types import SPLITS, ArtifactRef, Conversation, Rejection
 
@@ -98,8 +99,17 @@ def study_groups(store: Store, studies: ArtifactRef, size_bytes: int) -> list[di
 class WriteShards:
     """A Ray Data actor: tokenizes some parts of studies and writes one shard of each split."""
 
-    def __init__(self, store: Store, ref: ArtifactRef, base: Path, config: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ref: ArtifactRef,
+        base: Path,
+        config: DataConfig,
+        seed: int,
+        generated: ArtifactRef | None = None,
+    ) -> None:
         self.store, self.ref, self.config, self.seed = store, ref, config, seed
+        self.generated = generated
         self.tokenizer = ConversationTokenizer(base, config.max_length_tokens)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -107,8 +117,9 @@ class WriteShards:
         rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         rejections: list[Rejection] = []
         for path in row["work"]["paths"]:
+            made = self._generated(path)
             for study in read_rows(self.store, path):
-                self._study(study, rows[study["split"]], rejections)
+                self._study(study, made, rows[study["split"]], rejections)
         number = row["work"]["number"]
         contents = {
             part_name(number, f"{split}/"): to_parquet(made, shard_schema())
@@ -122,10 +133,25 @@ class WriteShards:
         }
         return commit(self.store, self.ref, number, contents, summary)
 
+    def _generated(self, path: str) -> dict[str, list[Conversation]] | None:
+        """The generated conversations of a part of the studies; None where they are made by rules."""
+        if self.generated is None:
+            return None
+        return conversations_of_part(self.store, self.generated, number_of(path))
+
     def _study(
-        self, row: dict[str, Any], examples: list[dict[str, Any]], rejections: list[Rejection]
+        self,
+        row: dict[str, Any],
+        generated: Mapping[str, Sequence[Conversation]] | None,
+        examples: list[dict[str, Any]],
+        rejections: list[Rejection],
     ) -> None:
-        for one in conversations(study_of(row), vqa_per_study=self.config.vqa_per_study, seed=self.seed):
+        study = study_of(row)
+        if generated is None:
+            found = conversations(study, vqa_per_study=self.config.vqa_per_study, seed=self.seed)
+        else:
+            found = [*imported(study), *generated.get(study.study_hash, ())]
+        for one in found:
             example = self.tokenizer.encode(one, row["images"])
             if example is None:
                 rejections.append(Rejection(one.example_id, "tokenize", "too_long"))

@@ -15,9 +15,12 @@ from echoray.storage import Store
 from echoray.types import ArtifactRef, ModelVersion
 
 # In the order in which they are made from each other.
-_KINDS = ("studies", "shards", "statistics", "checkpoint", "model", "predictions", "evaluation")
+_KINDS = (
+    "studies", "candidates", "distinct", "screened", "review-sample", "conversations", "shards", "statistics",
+    "checkpoint", "model", "predictions", "evaluation",
+)  # fmt: skip
 # These hold texts, pictures or counts of studies; the others hold weights.
-_WITH_DATA = frozenset(("studies", "shards", "statistics", "predictions", "evaluation"))
+_WITH_DATA = frozenset(_KINDS) - {"checkpoint", "model"}
 
 
 @dataclass(frozen=True)

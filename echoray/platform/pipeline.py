@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from echoray import artifacts
 from echoray.config import RunConfig
 from echoray.platform.failures import stop_where_asked
 from echoray.storage import Store
 from echoray.types import ArtifactRef, ModelVersion, Progress
+
+if TYPE_CHECKING:
+    from echoray.data.instruct.rounds import Rounds
 
 StageName = Literal["align", "finetune"]
 # How the evaluated models are called in tables, in the order of training.
@@ -52,12 +55,27 @@ class Pipeline:
 
         return prepare_studies(self.run, self.corpus, self.progress)
 
+    @property
+    def rounds(self) -> Rounds:
+        """The rounds of generating instruction data, with the experts' decisions of now."""
+        from echoray.data.instruct.rounds import Rounds
+
+        return Rounds(self.run, self.store, self.studies, self.progress)
+
+    @cached_property
+    def conversations(self) -> ArtifactRef:
+        """Generated conversations, as quality control and experts left them."""
+        from echoray.data.instruct.kept import keep
+
+        return keep(self.run, self.store, self.studies, self.progress)
+
     @cached_property
     def shards(self) -> ArtifactRef:
         """Tokenized Parquet shards."""
         from echoray.data.shards import tokenize
 
-        return tokenize(self.run, self.studies, self.base, self.progress)
+        generated = self.conversations if self.run.instruct.enabled else None
+        return tokenize(self.run, self.studies, self.base, self.progress, generated)
 
     @cached_property
     def base(self) -> Path:

@@ -1,0 +1,136 @@
+"""Have the pool's endpoints answer every request that has no answer yet."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from echoray.config.instruct import Member, OpenAIMember, RulesMember
+from echoray.data.instruct.answers import Answer, AnswerCache, answer_schema, read_proposed
+from echoray.data.instruct.assignment import Assignment
+from echoray.data.instruct.asyncs import together
+from echoray.data.instruct.openai_client import EXHAUSTED, OpenAIClient, RefusedError, ServiceError
+from echoray.data.instruct.requests import Request, images_of, prompt_digest, request_key
+from echoray.types import Progress
+
+_STREAK = 8  # requests in a row without an answer: the service is down, not the requests at fault
+STEP = "answers"
+
+Asked = tuple[Request, list[bytes]]
+
+
+def answers_of_endpoints(assignment: Assignment, progress: Progress) -> None:
+    """Ask every endpoint of the pool what is for it; answers are kept as they come.
+
+    Raises ServiceError where an endpoint is not to be had, when the others are through.
+    """
+    members = [one for one in assignment.config.members if isinstance(one, OpenAIMember) and one.weight]
+    if members:
+        asyncio.run(_ask_all(assignment, members, progress))
+
+
+def member_requests(assignment: Assignment, member: Member) -> Iterator[Asked]:
+    """The requests for one member in the order of studies, with their pictures."""
+    pictures = not isinstance(member, RulesMember) and member.max_images > 0
+    for work in assignment.works:
+        for row, requests in assignment.rows(work["path"], pictures=pictures):
+            for request in requests:
+                if request.member == member:
+                    yield request, images_of(row, member)
+
+
+async def _ask_all(assignment: Assignment, members: Sequence[OpenAIMember], progress: Progress) -> None:
+    counter = _Counter(progress)
+    runs = [_MemberRun(assignment, one, counter) for one in members]
+    results = await asyncio.gather(*(one() for one in runs), return_exceptions=True)
+    # An endpoint's trouble must not hide an interrupt or a full disk.
+    failed = [one for one in results if isinstance(one, BaseException)]
+    for one in sorted(failed, key=lambda error: isinstance(error, ServiceError)):
+        raise one
+
+
+class _Counter:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._done = 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        self._progress(STEP, self._done, None)
+
+
+class _MemberRun:
+    """All requests of one member, ``concurrency`` at a time, pulled as there is room for them."""
+
+    def __init__(self, assignment: Assignment, member: OpenAIMember, counter: _Counter) -> None:
+        self._member, self._counter = member, counter
+        self._num_items = assignment.config.items_per_request
+        self._requests = member_requests(assignment, member)
+        self._cache = AnswerCache(assignment.store)
+        self._pulling = threading.Lock()
+        self._without: list[tuple[str, str, Answer]] = []  # in a row, not known yet whose fault
+
+    async def __call__(self) -> None:
+        async with OpenAIClient(self._member) as client:
+            await together([self._work(client) for _ in range(self._member.concurrency)])
+        await asyncio.to_thread(self._keep_failures)
+
+    async def _work(self, client: OpenAIClient) -> None:
+        while (asked := await asyncio.to_thread(self._next)) is not None:
+            request, images = asked
+            messages = request.messages(self._num_items)
+            prompt = prompt_digest(messages, images)
+            key = request_key(self._member, prompt, request.seed)
+            study = request.study.study_hash
+            if await asyncio.to_thread(self._cache.read, study, key) is None:
+                answer = await self._answer(client, request, images)
+                await asyncio.to_thread(self._keep, study, key, answer)
+            self._counter()
+
+    def _next(self) -> Asked | None:
+        with self._pulling:
+            return next(self._requests, None)
+
+    async def _answer(self, client: OpenAIClient, request: Request, images: list[bytes]) -> Answer:
+        """The first answer of the asked form, or the last one, or what the request failed of."""
+        answer = Answer("", None, request.seed, 0, 0, 0)
+        schema = answer_schema(request.parts)
+        messages = request.messages(self._num_items)
+        for attempt in range(self._member.answer_attempts):
+            try:
+                made = await client.complete(messages, request.seed + attempt, images=images, schema=schema)
+            except RefusedError as error:
+                return replace(answer, text="", failure=error.reason, attempts=attempt + 1)
+            answer = Answer(
+                made.text,
+                None,
+                request.seed + attempt,
+                attempt + 1,
+                answer.tokens_in + made.tokens_in,
+                answer.tokens_out + made.tokens_out,
+            )
+            if read_proposed(made.text) is not None:
+                break
+        return answer
+
+    def _keep(self, study: str, key: str, answer: Answer) -> None:
+        """Write an answer; a failure only when a later answer shows that the service is there."""
+        with self._pulling:
+            if answer.failure is None or not answer.failure.startswith(EXHAUSTED):
+                self._cache.write(study, key, answer)
+                self._keep_failures()
+                return
+            self._without.append((study, key, answer))
+            if len(self._without) >= _STREAK:
+                raise ServiceError(
+                    f"instruct member {self._member.name}: {_STREAK} requests in a row without an answer, "
+                    f"last: {answer.failure}",
+                    hint="see whether the service is up, then run again: answers so far are kept",
+                )
+
+    def _keep_failures(self) -> None:
+        for study, key, answer in self._without:
+            self._cache.write(study, key, answer)
+        self._without.clear()
