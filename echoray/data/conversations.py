@@ -59,7 +59,8 @@ _NO_SHADOW = re.compile(
     r"|(?:无(?!回声)|未见|未探及|不伴|没有)\w{0,4}声影",
     re.IGNORECASE,
 )
-_NEGATION = re.compile(
+# What denies, of the clause that it stands in.
+NEGATION = re.compile(
     r"\b(?:no|not|without|absent|absence|free|neither|nor)\b|无(?!回声)|[未不没]", re.IGNORECASE
 )
 
@@ -126,7 +127,7 @@ def described_shadow(report: Report) -> bool | None:
     denied = [one for one in clauses if _NO_SHADOW.search(one)]
     if len(denied) == len(clauses):
         return False
-    return None if any(_NEGATION.search(one) for one in clauses) else True
+    return None if any(NEGATION.search(one) for one in clauses) else True
 
 
 def extracted_size(report: Report) -> str | None:

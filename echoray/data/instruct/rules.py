@@ -11,7 +11,7 @@ from echoray.data.conversations import report_questions
 from echoray.data.instruct.answers import occurs
 from echoray.data.instruct.items import Form, Item, Part, Provenance
 from echoray.data.instruct.requests import Request, asking, seed_of
-from echoray.data.instruct.templates import Guidance, guidance, instructions
+from echoray.data.instruct.templates import Guidance, guidance, guidance_questions, instructions
 from echoray.types import Report, Study
 
 REVISION = 1  # raise it when other items come of the same report
@@ -61,7 +61,7 @@ def _closed(request: Request) -> Iterator[tuple[Part, str, str]]:
             yield "interpretation", prompt, answer
     for one in _guidance(request):
         grade = one.stated(request.report, request.study.language)
-        if one.advice("risk", request.study.language) is not None and occurs(grade, request.report):
+        if one.risk is not None and occurs(grade, request.report):
             wordings = asking()[request.study.language]["grade_questions"]
             yield "risk", _one(request, one, wordings), grade
 
@@ -73,9 +73,10 @@ def _open(request: Request) -> Iterator[tuple[Part, str, str]]:
             yield "interpretation", prompt, answer
     for one in _guidance(request):
         for part in _GUIDED:
-            advice = one.advice(part, request.study.language)
+            advice = one.answer(part, request.study.language)
             if advice is not None:
-                yield part, _one(request, one, advice.prompts), advice.answer
+                wordings = guidance_questions(part, request.study.language)
+                yield part, _one(request, one, wordings), advice
 
 
 def _guidance(request: Request) -> Sequence[Guidance]:

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from echoray.config import digest
-from echoray.data.conversations import RESERVED
+from echoray.data.conversations import NEGATION, RESERVED
 from echoray.data.instruct.answers import occurs
 from echoray.data.instruct.items import PARTS, Form, Part
 from echoray.errors import ConfigError
@@ -33,6 +33,7 @@ from echoray.types import SYSTEMS, Language, Report, System
 T = TypeVar("T")
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 PER_SYSTEM = 3
+_CLAUSE = re.compile(r"(?<=[.;:])\s|,\s|[\n。；，：]")
 Wordings = Annotated[tuple[Text, ...], Field(min_length=10)]
 
 
@@ -95,32 +96,28 @@ class Template(_Entry):
         return sum(one.lower() in text for one in self.keywords[language])
 
 
-class Advice(_Entry):
-    """What guidelines say, and how it may be asked for."""
-
-    prompts: Annotated[tuple[Text, ...], Field(min_length=2)]
-    answer: Text
-
-
 class Guidance(_Entry):
-    """What follows from a grade or a finding that a report states."""
+    """What follows from a grade or a finding that a report states, part by part."""
 
     id: Text
     systems: tuple[System, ...]
     pattern: Mapping[Language, Text]  # regular expressions of how a report states it
-    risk: Mapping[Language, Advice] | None = None
-    counseling: Mapping[Language, Advice] | None = None
-    surveillance: Mapping[Language, Advice] | None = None
-    treatment: Mapping[Language, Advice] | None = None
+    risk: Mapping[Language, Text] | None = None
+    counseling: Mapping[Language, Text] | None = None
+    surveillance: Mapping[Language, Text] | None = None
+    treatment: Mapping[Language, Text] | None = None
 
     def stated(self, report: Report, language: Language) -> str:
-        """The words in which the report states it; empty where it does not."""
-        found = re.search(self.pattern[language], report.text, re.IGNORECASE)
-        return found[0].strip() if found else ""
+        """The words in which the report states it; empty where it does not, or where it denies it."""
+        for clause in _CLAUSE.split(report.text):
+            found = re.search(self.pattern[language], clause, re.IGNORECASE)
+            if found and not NEGATION.search(clause):
+                return found[0].strip()
+        return ""
 
-    def advice(self, part: Part, language: Language) -> Advice | None:
+    def answer(self, part: Part, language: Language) -> str | None:
         """What there is to say of one part, or None."""
-        found: Mapping[Language, Advice] | None = getattr(self, part, None)
+        found: Mapping[Language, Text] | None = getattr(self, part, None)
         return found[language] if found else None
 
     @model_validator(mode="after")
@@ -128,6 +125,11 @@ class Guidance(_Entry):
         for one in self.pattern.values():
             re.compile(one)
         return self
+
+
+class _GuidanceFile(_Entry):
+    questions: Mapping[Part, Mapping[Language, tuple[Text, ...]]]
+    entries: tuple[Guidance, ...]
 
 
 class _Instructions(_Entry):
@@ -169,15 +171,21 @@ def instructions(part: Literal["report", "diagnosis"], language: Language) -> tu
 
 def guidance(system: System, language: Language, report: Report) -> tuple[Guidance, ...]:
     """What follows from what a report of a system states."""
-    return tuple(one for one in _guidance() if system in one.systems and one.stated(report, language))
+    entries = _guidance().entries
+    return tuple(one for one in entries if system in one.systems and one.stated(report, language))
+
+
+def guidance_questions(part: Part, language: Language) -> tuple[str, ...]:
+    """How guidance on one part may be asked for."""
+    return _guidance().questions[part][language]
 
 
 @cache
 def templates_digest() -> str:
     """Changes with any of the files."""
     exemplars = [one.model_dump(mode="json") for system in SYSTEMS for one in templates()[system]]
-    advice = [one.model_dump(mode="json") for one in _guidance()]
-    return digest([exemplars, advice, _instructions().model_dump(mode="json")])[:16]
+    others = [one.model_dump(mode="json") for one in (_instructions(), _guidance())]
+    return digest([exemplars, *others])[:16]
 
 
 @cache
@@ -186,8 +194,8 @@ def _instructions() -> _Instructions:
 
 
 @cache
-def _guidance() -> tuple[Guidance, ...]:
-    return _read(_text("guidance.yaml"), "guidance.yaml", tuple[Guidance, ...])
+def _guidance() -> _GuidanceFile:
+    return _read(_text("guidance.yaml"), "guidance.yaml", _GuidanceFile)
 
 
 def _text(name: str) -> str:
