@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import email.utils
-import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -91,7 +90,6 @@ class OpenAIClient:
         key = secret(self.member.key_ref) if self.member.key_ref else None
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ConfigError(f"{self.member.key_ref}: not an API key", hint="write the key there as it is")
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each of millions of requests
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=self.member.concurrency)
         self._http = httpx.AsyncClient(headers=headers, limits=limits, timeout=None, trust_env=True)

@@ -20,6 +20,9 @@ from echoray.types import Progress
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+# vLLM's CPU build would take nearly all of the machine's memory for its cache.
+_ON_CPU = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 1 << 28}
+
 
 def answer_by_vllm(assignment: Assignment, member: VllmMember, progress: Progress) -> None:
     """Have one member answer what is for it and has no answer yet.
@@ -71,7 +74,8 @@ def _transform(assignment: Assignment, member: VllmMember, attempt: int, works: 
         engine_kwargs={
             "max_model_len": member.max_model_len,
             "tensor_parallel_size": max(1, member.gpus_per_replica),
-            "limit_mm_per_prompt": {"image": member.max_images},
+            "limit_mm_per_prompt": {"image": member.max_images, "video": 0},
+            **({} if member.gpus_per_replica else _ON_CPU),
             **member.engine,
         },
         concurrency=member.replicas,
@@ -112,8 +116,9 @@ def _prompted(member: VllmMember, row: dict[str, Any]) -> dict[str, Any]:
     sampling: dict[str, Any] = {
         "temperature": member.temperature,
         "max_tokens": member.max_tokens,
-        "seed": asked["seed"],
     }
+    if member.gpus_per_replica:  # the sampler of vLLM's CPU build takes no seed of a request
+        sampling["seed"] = asked["seed"]
     if member.structured:
         sampling["structured_outputs"] = {"json": json.dumps(answer_schema(asked["parts"]))}
     seen = {"multimodal_data": {"image": pictures}} if pictures else {}

@@ -112,7 +112,5 @@ def test_neither_key_nor_texts_are_logged(caplog: pytest.LogCaptureFixture) -> N
     caplog.set_level(logging.DEBUG)
     with openai_server(answer=lambda body: "fine", faults=["500"]) as server:
         completed(member(server))
-    logged = [one for one in caplog.records if one.name.startswith(("httpx", "echoray"))]
-    assert not [one for one in logged if one.levelno >= logging.INFO]
     assert KEY not in caplog.text
     assert "patient" not in caplog.text
