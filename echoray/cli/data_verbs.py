@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from echoray.cli import dedup_verbs, deid_verbs, exchange_verbs, instruct_verbs
+from echoray.cli import dedup_verbs, deid_verbs, exchange_verbs, instruct_verbs, review_verbs
 from echoray.cli.data_forget import forget
 from echoray.cli.data_statistics import stats
 from echoray.cli.deid_audit import deid_audit
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
 app.add_typer(instruct_verbs.app, name="instruct")
+app.add_typer(review_verbs.app, name="review")
 app.command()(forget)
 app.command()(stats)
 app.command("validate")(exchange_verbs.validate)

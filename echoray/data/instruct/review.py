@@ -127,9 +127,21 @@ def make_sample(
 
 def read_sample(store: Store, sample: ArtifactRef) -> list[Sampled]:
     """The sample's items in the order in which they are reviewed."""
-    artifacts.require(store, sample, made_by="echoray data review sample")
+    artifacts.require(store, sample, made_by="echoray data instruct generate")
     rows = read_rows(store, f"{sample.path}/{ITEMS_FILE}")
     return [Sampled(Item.from_row(row), Report(row["findings"], row["impression"])) for row in rows]
+
+
+def find_sample(store: Store, path: str | None) -> ArtifactRef:
+    """The finished sample at ``path``, or the only one of the store; InputDataError where that is not clear."""
+    found = {one.ref.path: one.ref for one in artifacts.finished(store, KIND)}
+    if path is not None and path.strip("/") in found:
+        return found[path.strip("/")]
+    if path is None and len(found) == 1:
+        return next(iter(found.values()))
+    listed = ", ".join(sorted(found)) or "none: run `echoray data instruct generate`"
+    what = "no sample is named" if path is None else f"{path}: no finished sample"
+    raise InputDataError(f"{what}, {len(found)} are there", hint=f"--sample with one of: {listed}")
 
 
 def sample_name(sample: ArtifactRef) -> str:
@@ -139,7 +151,7 @@ def sample_name(sample: ArtifactRef) -> str:
 
 def parent_of(store: Store, ref: ArtifactRef, *kinds: str) -> ArtifactRef:
     """The parent of an artifact that is of one of ``kinds``; InputDataError where it has none."""
-    manifest = artifacts.require(store, ref, made_by="echoray data review sample")
+    manifest = artifacts.require(store, ref, made_by="echoray data instruct generate")
     for one in manifest.parents:
         if one.kind in kinds:
             return one
