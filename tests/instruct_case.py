@@ -11,6 +11,9 @@ from PIL import Image
 
 from echoray import artifacts
 from echoray.config import RunConfig, load_run
+from echoray.config.screen import ScreenConfig
+from echoray.data.instruct.items import Item, Provenance, item_schema
+from echoray.data.instruct.review import make_sample
 from echoray.data.instruct.templates import templates
 from echoray.data.parts import part_name, to_parquet
 from echoray.data.prepare import study_schema
@@ -79,3 +82,31 @@ def _png(shade: int) -> bytes:
     target = io.BytesIO()
     Image.new("RGB", (56, 56), (shade, shade, shade)).save(target, "PNG")
     return target.getvalue()
+
+
+def item(number: int, study: str, **changes: Any) -> Item:
+    """An open item of the pool about a study."""
+    model, template = changes.pop("model", "a-model"), changes.pop("template", "liver-benign")
+    origin = Provenance("pool-a", model, template, "0" * 64, 0)
+    known: dict[str, Any] = {
+        "item_id": f"{study[:16]}-open-interpretation-{number}",
+        "study_hash": study,
+        "system": "liver",
+        "language": "en",
+        "part": "interpretation",
+        "form": "open",
+        "prompt": f"What is seen, {number}?",
+        "answer": f"Nothing unusual, {number}.",
+        "provenance": origin,
+    }
+    return Item(**{**known, **changes})
+
+
+def sample_of(store: Store, studies: ArtifactRef, items: Sequence[Item]) -> ArtifactRef:
+    """A review sample of all ``items``, as the steps before it would have passed them."""
+    config = {"items": [one.item_id for one in items]}
+    ref = artifacts.plan("screened", "case", config=config, parents=[studies])
+    content = to_parquet([one.to_row() for one in items], item_schema())
+    artifacts.write_file(store, ref.path, part_name(0), content)
+    artifacts.seal(store, ref, config=config, parents=[studies])
+    return make_sample(ScreenConfig(), store, ref, studies, seed=1)

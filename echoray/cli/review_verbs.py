@@ -27,9 +27,7 @@ def serve(
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
     sample: SampleOption = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; beyond this machine use TLS.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Put TLS before any other than this.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8265,
     token_ref: Annotated[
         str | None, typer.Option("--token-ref", help="env:NAME or file:PATH; else one is made.")

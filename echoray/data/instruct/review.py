@@ -133,7 +133,7 @@ def read_sample(store: Store, sample: ArtifactRef) -> list[Sampled]:
 
 
 def find_sample(store: Store, path: str | None) -> ArtifactRef:
-    """The finished sample at ``path``, or the only one of the store; InputDataError where that is not clear."""
+    """The finished sample at ``path``, or the only one there is; InputDataError where that is not clear."""
     found = {one.ref.path: one.ref for one in artifacts.finished(store, KIND)}
     if path is not None and path.strip("/") in found:
         return found[path.strip("/")]

@@ -6,7 +6,6 @@ let reviewer = localStorage.getItem("echoray-reviewer") || "";
 let place = -1;
 let item = null;
 let reasons = [];
-let busy = false;
 let urls = [];
 const last = []; // places of the decisions of this window, the latest at the end
 
@@ -19,17 +18,17 @@ async function call(path, body) {
   throw new Error(`${problem.error}. ${problem.hint}`);
 }
 
-async function attempt(action) {
-  if (busy) return;
-  busy = true;
-  try {
-    await action();
-    $("message").textContent = "";
-  } catch (error) {
-    $("message").textContent = error.message === "Failed to fetch" ? "The server does not answer; nothing was saved. Try again." : error.message;
-  } finally {
-    busy = false;
-  }
+// Actions run one after the other: a key that is pressed while an item loads is for that item.
+let queue = Promise.resolve();
+function attempt(action) {
+  queue = queue.then(action).then(
+    () => { $("message").textContent = ""; },
+    (error) => {
+      const lost = error.message === "Failed to fetch";
+      $("message").textContent = lost ? "The server does not answer; nothing was saved. Try again." : error.message;
+    },
+  );
+  return queue;
 }
 
 const as = () => `reviewer=${encodeURIComponent(reviewer)}`;
@@ -115,15 +114,15 @@ function edit() {
   $("new-answer").focus();
 }
 
-const save = () => attempt(() => decide({ choice: "edit", prompt: $("new-prompt").value, answer: $("new-answer").value }));
+const save = () => decide({ choice: "edit", prompt: $("new-prompt").value, answer: $("new-answer").value });
 const total = () => Number($("bar").max);
 const actions = {
-  a: () => attempt(() => decide({ choice: "accept" })),
+  a: () => decide({ choice: "accept" }),
   r: choose,
   e: edit,
-  u: () => attempt(undo),
-  j: () => attempt(() => show((place + 1) % total())),
-  k: () => attempt(() => show((place + total() - 1) % total())),
+  u: undo,
+  j: () => show((place + 1) % total()),
+  k: () => show((place + total() - 1) % total()),
 };
 
 // Undo withdraws what was said of the item that is shown; where nothing was, of the one decided before.
@@ -136,20 +135,26 @@ document.addEventListener("keydown", (event) => {
   if ($("main").hidden) return;
   if (event.key === "Escape") { close(); $("accept").focus(); return; }
   if (event.target.matches("textarea, input")) {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); save(); }
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); attempt(save); }
     return;
   }
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   const key = { ArrowRight: "j", ArrowLeft: "k" }[event.key] || event.key;
-  const reason = reasons[Number(key) - 1];
-  if (!$("reasons").hidden && reason) { event.preventDefault(); attempt(() => decide({ choice: "reject", reason })); return; }
-  if (actions[key]) { event.preventDefault(); actions[key](); }
+  if (!actions[key] && !/^[1-9]$/.test(key)) return;
+  event.preventDefault();
+  attempt(() => press(key));
 });
 
+function press(key) {
+  if (actions[key]) return actions[key]();
+  const reason = reasons[Number(key) - 1];
+  return $("reasons").hidden || !reason ? undefined : decide({ choice: "reject", reason });
+}
+
 const buttons = { accept: "a", reject: "r", edit: "e", undo: "u", next: "j", previous: "k" };
-for (const [id, key] of Object.entries(buttons)) $(id).addEventListener("click", () => actions[key]());
+for (const [id, key] of Object.entries(buttons)) $(id).addEventListener("click", () => attempt(actions[key]));
 $("cancel").addEventListener("click", close);
-$("editor").addEventListener("submit", (event) => { event.preventDefault(); save(); });
+$("editor").addEventListener("submit", (event) => { event.preventDefault(); attempt(save); });
 $("who").addEventListener("submit", (event) => { event.preventDefault(); reviewer = $("reviewer").value.trim(); attempt(begin); });
 
 async function begin() {

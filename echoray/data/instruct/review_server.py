@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+_SAID = ("choice", "reason", "prompt", "answer")
 MAX_BODY_BYTES = 64 * 1024
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob:; "
@@ -81,8 +82,7 @@ class Review:
             "findings": one.report.findings,
             "impression": one.report.impression,
             "pictures": len(self.pictures(place)),
-            "decision": last
-            and {name: getattr(last, name) for name in ("choice", "reason", "prompt", "answer")},
+            "decision": last and {name: getattr(last, name) for name in _SAID},
         }
 
     def pictures(self, place: int) -> list[bytes]:
@@ -246,6 +246,7 @@ def serve_review(
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         server.bind((host, port))
+        server.listen()  # whoever opens the address at once waits, and is not refused
     except OSError as error:
         raise EchoRayError(
             f"{host} port {port}: {error.strerror}", hint="choose another --port, or 0 for a free one"
