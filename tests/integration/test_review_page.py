@@ -153,6 +153,7 @@ def test_an_expert_reviews_by_keyboard_and_a_killed_server_loses_nothing(case: C
     case.complaints.clear()  # the browser's own lines about the refused connection
     case.server.start()
     case.page.reload()
+    case.page.wait_for_selector("#main:not([hidden])")
     case.wait_for("#progress", "2 of 5")
     case.keys("k")
     case.wait_for("#said", "reject (not supported)")
