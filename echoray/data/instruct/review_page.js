@@ -78,6 +78,7 @@ async function pictures(number) {
 
 async function decide(values) {
   await call("/api/decisions", { item_id: item.item_id, reviewer, ...values });
+  close();
   if (values.choice !== "withdraw") last.push(place);
   const found = await progress(place);
   if (values.choice === "withdraw" || found.next === null) await show(place);
