@@ -89,6 +89,7 @@ async function decide(values) {
 function close() {
   $("reasons").hidden = true;
   $("reject").setAttribute("aria-expanded", "false");
+  if ($("editor").contains(document.activeElement)) $("accept").focus(); // else keys would still be typed there
   $("editor").hidden = true;
 }
 
@@ -134,7 +135,7 @@ async function undo() {
 
 document.addEventListener("keydown", (event) => {
   if ($("main").hidden) return;
-  if (event.key === "Escape") { close(); $("accept").focus(); return; }
+  if (event.key === "Escape") { close(); return; }
   if (event.target.matches("textarea, input")) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); attempt(save); }
     return;
