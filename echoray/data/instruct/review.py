@@ -64,7 +64,8 @@ def allocate(counts: Mapping[SetKey, int], size: int) -> dict[SetKey, int]:
     least = 1 if size >= len(sets) else 0
     quota = {one: max(least, size * counts[one] // total) for one in sets}
     # The largest remainder first; equal ones by name. What the minimum took too much goes from the largest.
-    by_remainder = sorted(sets, key=lambda one: (-(size * counts[one] % total), one))
+    in_proportion = [one for one in sets if size * counts[one] // total >= least]
+    by_remainder = sorted(in_proportion, key=lambda one: (-(size * counts[one] % total), one))
     while sum(quota.values()) < size:
         for one in by_remainder:
             if sum(quota.values()) < size and quota[one] < counts[one]:
