@@ -42,7 +42,7 @@ def forget(
         typer.echo(f"version without them: {steps.store.uri(steps.studies.path)}")
         _tell(found)
         if purge:
-            forgetting.purge(steps.store, found.with_data)
+            forgetting.purge(steps.store, found)
             typer.echo(f"deleted {len(found.with_data)} artifacts")
     typer.echo("The archive itself is not touched; weights are kept until you delete or retrain them.")
 

@@ -119,10 +119,12 @@ def read_index(store: Store, ref: ArtifactRef) -> Index:
     return Index(ref, {one.study_hash: one for one in records}, parts, files)
 
 
-def patients_of(store: Store, ref: ArtifactRef) -> set[str]:
-    """The patients with a row in a finished studies artifact."""
-    rows = read_rows(store, f"{ref.path}/{INDEX_FILE}", ["patient_key", "part"])
-    return {row["patient_key"] for row in rows if row["part"] != NOT_KEPT}
+def studies_of_patient(store: Store, ref: ArtifactRef, patient_key: str) -> set[str]:
+    """The hashes of a patient's studies that have a row in a finished studies artifact."""
+    rows = read_rows(store, f"{ref.path}/{INDEX_FILE}", ["study_hash", "patient_key", "part"])
+    return {
+        row["study_hash"] for row in rows if row["patient_key"] == patient_key and row["part"] != NOT_KEPT
+    }
 
 
 def _index_schema() -> pa.Schema:

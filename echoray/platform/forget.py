@@ -9,7 +9,11 @@ from echoray import artifacts
 from echoray.artifacts import Manifest
 from echoray.config import RunConfig
 from echoray.data.forgotten import remember_to_forget
-from echoray.data.records import patients_of
+from echoray.data.instruct.answers import CACHE as ANSWERS
+from echoray.data.instruct.decisions import ROOT as REVIEWS
+from echoray.data.instruct.review import KIND as SAMPLE
+from echoray.data.instruct.review import sample_name
+from echoray.data.records import studies_of_patient
 from echoray.registry import versions_made_of
 from echoray.storage import Store
 from echoray.types import ArtifactRef, ModelVersion
@@ -29,6 +33,7 @@ class Traces:
 
     artifacts: tuple[ArtifactRef, ...]
     versions: tuple[ModelVersion, ...]
+    studies: tuple[str, ...] = ()  # hashes of the patient's studies in any version
 
     @property
     def with_data(self) -> tuple[ArtifactRef, ...]:
@@ -44,25 +49,32 @@ class Traces:
 def forget(run: RunConfig, store: Store, patient_key: str) -> Traces:
     """Keep a patient (a keyed hash) out of every later version, and find what was made from them so far."""
     remember_to_forget(store, patient_key)
-    found = traces(store, patient_key)
-    return Traces(found, tuple(versions_made_of(run, found)))
-
-
-def traces(store: Store, patient_key: str) -> tuple[ArtifactRef, ...]:
-    """Every finished artifact that was made from studies with the patient."""
     found: dict[ArtifactRef, None] = {}
+    studies: set[str] = set()
     for manifest in _manifests(store):
-        holds = manifest.ref.kind == "studies" and patient_key in patients_of(store, manifest.ref)
-        if holds or any(parent in found for parent in manifest.parents):
+        own = _studies(store, manifest.ref, patient_key)
+        studies |= own
+        if own or any(parent in found for parent in manifest.parents):
             found[manifest.ref] = None
-    return tuple(found)
+    return Traces(tuple(found), tuple(versions_made_of(run, tuple(found))), tuple(sorted(studies)))
 
 
-def purge(store: Store, refs: Iterable[ArtifactRef]) -> None:
-    """Delete artifacts, each manifest first, so that none is ever found half deleted."""
-    for ref in refs:
+def purge(store: Store, found: Traces) -> None:
+    """Delete what holds a patient's data: artifacts, decisions about items, answers about studies.
+
+    Of an artifact the manifest goes first, so that none is ever found half deleted.
+    """
+    for ref in found.with_data:
         store.delete(f"{ref.path}/{artifacts.MANIFEST}")
         store.delete(ref.path)
+        if ref.kind == SAMPLE:
+            store.delete(f"{REVIEWS}/{sample_name(ref)}")
+    for study in found.studies:
+        store.delete(f"{ANSWERS}/{study}")
+
+
+def _studies(store: Store, ref: ArtifactRef, patient_key: str) -> set[str]:
+    return studies_of_patient(store, ref, patient_key) if ref.kind == "studies" else set()
 
 
 def _manifests(store: Store) -> Iterable[Manifest]:

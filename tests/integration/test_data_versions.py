@@ -157,7 +157,11 @@ def test_a_forgotten_patient_is_in_no_later_version_and_everything_made_of_them_
     taken = artifacts.require(store, later, made_by="a test").counts["since"]["taken_over"]
     assert taken == len(read_index(store, later).records) - gone
     assert prepare_studies(run, made.corpus, silent) == later
-    purge(store, found.with_data)
+    answers = [f"cache/instruct/{study}/one.json" for study in (found.studies[0], "f" * 64)]
+    for path in answers:
+        store.write_bytes(path, b"{}")
+    purge(store, found)
+    assert [store.exists(path) for path in answers] == [False, True]
     assert artifacts.find(store, made.studies) is None and not store.list(made.shards.path)
     assert artifacts.find(store, later) is not None and artifacts.find(store, checkpoint) is not None
     unknown = forget(run, store, "0" * 64)
