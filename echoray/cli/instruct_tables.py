@@ -73,7 +73,9 @@ def print_review(reviewed: Reviewed) -> None:
         table.add_row(*_cells(rate))
     console.print(table)
     for one in found.suspensions:
-        console.print(f"suspended: {one.model}, {one.template}: made again by other members of the pool")
+        console.print(
+            f"suspended: {one.model}, {one.template}; finish has it made again by members with another model"
+        )
 
 
 def _cells(rate: Rate) -> tuple[str, ...]:

@@ -23,9 +23,12 @@ from echoray.data.instruct.requests import Round
 from echoray.data.instruct.review import read_sample, sample_name
 from echoray.data.instruct.rounds import Generated, Rounds
 from echoray.data.ledger import read_ledger
+from echoray.data.shards import tokenize
+from echoray.model.base import embedded_base
 from echoray.storage import Store, store_of
-from echoray.types import ArtifactRef, Report
+from echoray.types import SPLITS, ArtifactRef, Report
 from tests.instruct_case import run_for, silent, studies_of, study_rows
+from tests.integration.pipeline_case import rows_of
 from tests.openai_server import KEY, OpenAIServer, material_of, openai_server
 
 Endpoint = Callable[..., dict[str, Any]]
@@ -97,6 +100,23 @@ def test_the_ledger_goes_from_the_first_raw_item_to_the_last_kept_one(tmp_path: 
     assert total.records_in == len(list(items_of(store, made.candidates)))
     assert total.records_out == len(list(items_of(store, kept)))
     assert any(name.startswith("dedup: ") for name in total.quarantined)
+
+
+def test_training_takes_the_kept_items_and_the_imported_turns(tmp_path: Path) -> None:
+    run = run_for(tmp_path)
+    store, studies, _ = begun(run, ("liver",))
+    kept = keep(run, store, studies, silent)
+    shards = tokenize(run, studies, embedded_base(), silent, kept)
+    rows = [row for split in SPLITS for row in rows_of(store, f"{shards.path}/{split}")]
+    expected = {one.item_id: one for one in items_of(store, kept)}
+    made = {row["example_id"]: row for row in rows}
+    [imported] = made.keys() - expected.keys()
+    assert made[imported]["prompt"] == "Which organ?"
+    assert expected.keys() <= made.keys()
+    for name, one in expected.items():
+        assert (made[name]["prompt"], made[name]["answer"]) == (one.prompt, one.answer)
+        assert (made[name]["task"], made[name]["study_hash"]) == (one.task, one.study_hash)
+    assert tokenize(run, studies, embedded_base(), silent).path != shards.path
 
 
 def test_endpoints_answer_with_pictures_and_what_they_say_wrongly_goes_to_quarantine(

@@ -24,8 +24,11 @@ _GENERIC = re.compile(
     r"(?:您的|你的|专科|专业|主管|临床|外科|内科|超声科?|影像科?)?(?:医师|医生)"
     r"|(?:(?<=[到去往至在来])|当地|上级|专科|正规|附近|综合|大型|三甲|[，。；、]|^)医院"
 )
+# No ages of a patient.
 _AGE_GROUP = re.compile(
     r"\d{1,3}\s*岁\s*(?:以上|以下|以后|左右|之后|前后)|(?:大于|超过|小于|年满|满)\s*\d{1,3}\s*岁"
+    # Intervals of follow-up: "every 1 to 2 years", "at 1, 3 and 5 years".
+    r"|\b(?:every|after|at|within|over|in)\s+(?:about\s+)?(?:\d{1,2}(?:\s*,\s*|\s*-\s*|\s+(?:to|and|or)\s+))*\d{1,2}\s+years?\b"
 )
 
 
