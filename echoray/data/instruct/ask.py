@@ -69,8 +69,9 @@ class _MemberRun:
         self._num_items = assignment.config.items_per_request
         self._requests = member_requests(assignment, member)
         self._cache = AnswerCache(assignment.store)
-        self._pulling = threading.Lock()
-        self._without: list[tuple[str, str, Answer]] = []  # in a row, not known yet whose fault
+        self._lock = threading.Lock()
+        self._answered = False
+        self._without: list[tuple[str, str, Answer]] = []  # in a row: not known yet whose fault it is
 
     async def __call__(self) -> None:
         async with OpenAIClient(self._member) as client:
@@ -90,7 +91,7 @@ class _MemberRun:
             self._counter()
 
     def _next(self) -> Asked | None:
-        with self._pulling:
+        with self._lock:
             return next(self._requests, None)
 
     async def _answer(self, client: OpenAIClient, request: Request, images: list[bytes]) -> Answer:
@@ -116,21 +117,33 @@ class _MemberRun:
         return answer
 
     def _keep(self, study: str, key: str, answer: Answer) -> None:
-        """Write an answer; a failure only when a later answer shows that the service is there."""
-        with self._pulling:
-            if answer.failure is None or not answer.failure.startswith(EXHAUSTED):
-                self._cache.write(study, key, answer)
-                self._keep_failures()
-                return
-            self._without.append((study, key, answer))
-            if len(self._without) >= _STREAK:
-                raise ServiceError(
-                    f"instruct member {self._member.name}: {_STREAK} requests in a row without an answer, "
-                    f"last: {answer.failure}",
-                    hint="see whether the service is up, then run again: answers so far are kept",
-                )
+        """Write an answer; failures only when an answer shows that it is not the service, or the settings."""
+        kept = (study, key, answer)
+        with self._lock:
+            if answer.failure is None:
+                self._answered = True
+                held, self._without = [*self._without, kept], []
+            elif self._answered and not answer.failure.startswith(EXHAUSTED):
+                held = [kept]  # a request at fault, of a service that answers others
+            else:
+                held, self._without = [], [*self._without, kept]
+            streak = len(self._without)
+        for one in held:
+            self._cache.write(*one)
+        if streak >= _STREAK:
+            raise self._unanswered()
 
     def _keep_failures(self) -> None:
-        for study, key, answer in self._without:
-            self._cache.write(study, key, answer)
-        self._without.clear()
+        """Write the last failures, when all requests are through."""
+        if self._without and not self._answered:
+            raise self._unanswered()
+        for one in self._without:
+            self._cache.write(*one)
+
+    def _unanswered(self) -> ServiceError:
+        return ServiceError(
+            f"instruct member {self._member.name}: {len(self._without)} requests in a row without an answer, "
+            f"last: {self._without[-1][2].failure}",
+            hint="see whether the service is up and takes such requests (structured, max_images); answers so "
+            "far are kept",
+        )
