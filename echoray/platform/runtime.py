@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -66,10 +67,18 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     except BaseException as error:
         # The frames in which a step was interrupted hold its Ray Data execution, and that asks Ray for the
         # cluster's size when it is collected: let it go while Ray is there to answer.
-        traceback.clear_frames(error.__traceback__)
+        _let_go(error)
         raise
     finally:
         ray.shutdown()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Collect what the frames of an error, and of the errors that it came up in, hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def quiet() -> None:

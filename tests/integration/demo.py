@@ -22,7 +22,7 @@ SMALL = [
 ]
 
 
-def demo(workspace: Path, *more: str, timeout_s: float = 1500) -> subprocess.CompletedProcess[str]:
+def demo(workspace: Path, *more: str, timeout_s: float = 3000) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         demo_command(workspace, *more),
         capture_output=True,
