@@ -26,6 +26,11 @@ class RulesMember(Section):
         """What provenance calls the generator's model."""
         return RULES
 
+    @property
+    def max_images(self) -> int:
+        """It sees no pictures."""
+        return 0
+
 
 class ModelMember(Section):
     """What any language model of the pool is asked for."""
@@ -103,6 +108,11 @@ class InstructConfig(Section):
     )
     require_review: bool = Field(False, description="no training before every sampled item has a decision")
     screen: ScreenConfig = ScreenConfig()
+
+    @property
+    def generators(self) -> tuple[Member, ...]:
+        """The members that are asked for items; the others only judge."""
+        return tuple(one for one in self.members if one.weight)
 
     @field_validator("members")
     @classmethod

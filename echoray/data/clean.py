@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from echoray.data.parts import is_part
+from echoray.data.parts import part_paths
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Report, Study, Turn
 
@@ -25,9 +25,8 @@ def clean_rows(
     store: Store, studies: ArtifactRef, columns: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Every row of the artifact in its order (of ``columns``, where named); a few at a time are in memory."""
-    for path in store.list(studies.path):
-        if is_part(path):
-            yield from rows_of_part(store, path, columns)
+    for path in part_paths(store, studies):
+        yield from rows_of_part(store, path, columns)
 
 
 def rows_of_part(store: Store, path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

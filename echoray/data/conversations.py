@@ -95,7 +95,7 @@ def report_turns(study: Study, *, vqa_per_study: int, seed: int) -> list[Turn]:
     """Report, diagnosis and up to ``vqa_per_study`` questions, chosen by (seed, study) alone."""
     if study.report is None:
         return []
-    rng = np.random.default_rng((seed, int(study.study_hash[:12], 16)))
+    rng = study_rng(study.study_hash, seed)
     language, report = study.language, study.report
     made = [Turn("report", _one(rng, REPORT_PROMPTS[language]), report.text)]
     if report.impression:
@@ -104,6 +104,11 @@ def report_turns(study: Study, *, vqa_per_study: int, seed: int) -> list[Turn]:
     for index in sorted(rng.permutation(len(questions))[:vqa_per_study]):
         made.append(Turn("vqa", *questions[index]))
     return made
+
+
+def study_rng(study_hash: str, seed: int) -> np.random.Generator:
+    """What is drawn about a study follows from (seed, study) alone."""
+    return np.random.default_rng((seed, int(study_hash[:12], 16)))
 
 
 def report_questions(study: Study) -> Iterator[tuple[str, str]]:

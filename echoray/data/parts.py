@@ -113,6 +113,16 @@ def is_part(path: str) -> bool:
     return path.rpartition("/")[2].startswith("part-")
 
 
+def part_paths(store: Store, ref: ArtifactRef) -> list[str]:
+    """The paths of an artifact's parts, in their order."""
+    return [path for path in store.list(ref.path) if is_part(path)]
+
+
+def part_works(store: Store, ref: ArtifactRef) -> list[dict[str, Any]]:
+    """Work for ``made_parts``, one for each part of an artifact and with its number: {number, path}."""
+    return [{"number": number_of(path), "path": path} for path in part_paths(store, ref)]
+
+
 def to_parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
     """Rows as a Parquet file; the same rows give the same bytes."""
     import pyarrow as pa

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
-from echoray.config.instruct import Member, OpenAIMember, RulesMember
+from echoray.config.instruct import OpenAIMember
 from echoray.data.instruct.answers import Answer, AnswerCache, answer_schema, read_proposed
 from echoray.data.instruct.assignment import Assignment
 from echoray.data.instruct.asyncs import together
 from echoray.data.instruct.openai_client import EXHAUSTED, OpenAIClient, RefusedError, ServiceError
-from echoray.data.instruct.requests import Request, images_of, prompt_digest, request_key
+from echoray.data.instruct.requests import Asked
 from echoray.types import Progress
 
 _STREAK = 8  # requests in a row without an answer: the service is down, not the requests at fault
 STEP = "answers"
-
-Asked = tuple[Request, list[bytes]]
 
 
 def answers_of_endpoints(assignment: Assignment, progress: Progress) -> None:
@@ -26,19 +25,9 @@ def answers_of_endpoints(assignment: Assignment, progress: Progress) -> None:
 
     Raises ServiceError where an endpoint is not to be had, when the others are through.
     """
-    members = [one for one in assignment.config.members if isinstance(one, OpenAIMember) and one.weight]
+    members = [one for one in assignment.config.generators if isinstance(one, OpenAIMember)]
     if members:
         asyncio.run(_ask_all(assignment, members, progress))
-
-
-def member_requests(assignment: Assignment, member: Member) -> Iterator[Asked]:
-    """The requests for one member in the order of studies, with their pictures."""
-    pictures = not isinstance(member, RulesMember) and member.max_images > 0
-    for work in assignment.works:
-        for row, requests in assignment.rows(work["path"], pictures=pictures):
-            for request in requests:
-                if request.member == member:
-                    yield request, images_of(row, member)
 
 
 async def _ask_all(assignment: Assignment, members: Sequence[OpenAIMember], progress: Progress) -> None:
@@ -66,8 +55,8 @@ class _MemberRun:
 
     def __init__(self, assignment: Assignment, member: OpenAIMember, counter: _Counter) -> None:
         self._member, self._counter = member, counter
-        self._num_items = assignment.config.items_per_request
-        self._requests = member_requests(assignment, member)
+        parts = (assignment.asked_of(member, work["path"]) for work in assignment.works)
+        self._requests = chain.from_iterable(parts)
         self._cache = AnswerCache(assignment.store)
         self._lock = threading.Lock()
         self._answered = False
@@ -80,34 +69,31 @@ class _MemberRun:
 
     async def _work(self, client: OpenAIClient) -> None:
         while (asked := await asyncio.to_thread(self._next)) is not None:
-            request, images = asked
-            messages = request.messages(self._num_items)
-            prompt = prompt_digest(messages, images)
-            key = request_key(self._member, prompt, request.seed)
-            study = request.study.study_hash
-            if await asyncio.to_thread(self._cache.read, study, key) is None:
-                answer = await self._answer(client, request, images)
-                await asyncio.to_thread(self._keep, study, key, answer)
+            study = asked.request.study.study_hash
+            if await asyncio.to_thread(self._cache.read, study, asked.key) is None:
+                answer = await self._answer(client, asked)
+                await asyncio.to_thread(self._keep, study, asked.key, answer)
             self._counter()
 
     def _next(self) -> Asked | None:
         with self._lock:
             return next(self._requests, None)
 
-    async def _answer(self, client: OpenAIClient, request: Request, images: list[bytes]) -> Answer:
+    async def _answer(self, client: OpenAIClient, asked: Asked) -> Answer:
         """The first answer of the asked form, or the last one, or what the request failed of."""
-        answer = Answer("", None, request.seed, 0, 0, 0)
-        schema = answer_schema(request.parts)
-        messages = request.messages(self._num_items)
+        first = asked.request.seed
+        answer = Answer("", None, first, 0, 0, 0)
+        schema = answer_schema(asked.request.parts)
         for attempt in range(self._member.answer_attempts):
+            seed = first + attempt
             try:
-                made = await client.complete(messages, request.seed + attempt, images=images, schema=schema)
+                made = await client.complete(asked.messages, seed, images=asked.images, schema=schema)
             except RefusedError as error:
                 return replace(answer, text="", failure=error.reason, attempts=attempt + 1)
             answer = Answer(
                 made.text,
                 None,
-                request.seed + attempt,
+                seed,
                 attempt + 1,
                 answer.tokens_in + made.tokens_in,
                 answer.tokens_out + made.tokens_out,

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from echoray import artifacts
-from echoray.config.instruct import InstructConfig, RulesMember, deciding
+from echoray.config.instruct import InstructConfig, Member, deciding
 from echoray.data.clean import rows_of_part
 from echoray.data.instruct.feedback import is_suspended
 from echoray.data.instruct.item_files import items_of_part
 from echoray.data.instruct.items import Form, Part
-from echoray.data.instruct.requests import TEXT_COLUMNS, Request, Round, asking_digest, requests_of
+from echoray.data.instruct.requests import (
+    TEXT_COLUMNS,
+    Asked,
+    Request,
+    Round,
+    asked,
+    asking_digest,
+    requests_of,
+)
 from echoray.data.instruct.review import SetKey
 from echoray.data.instruct.rules import REVISION as RULES_REVISION
 from echoray.data.instruct.templates import templates_digest
-from echoray.data.parts import is_part, number_of, part_name
+from echoray.data.parts import number_of, part_name, part_works
 from echoray.storage import Store
 from echoray.types import ArtifactRef
 
@@ -45,7 +53,7 @@ class Assignment:
     def plan(self) -> dict[str, Any]:
         """Everything that decides the items, beside the parents."""
         return {
-            "members": [deciding(one) for one in self.config.members if one.weight],
+            "members": [deciding(one) for one in self.config.generators],
             "items_per_request": self.config.items_per_request,
             "texts": [templates_digest(), asking_digest()],
             "rules": RULES_REVISION,
@@ -67,8 +75,7 @@ class Assignment:
     @property
     def works(self) -> list[dict[str, Any]]:
         """The parts of the studies: {number, path}."""
-        paths = self.store.list(self.studies.path)
-        return [{"number": number_of(path), "path": path} for path in paths if is_part(path)]
+        return part_works(self.store, self.studies)
 
     def rows(self, path: str, *, pictures: bool) -> Iterator[tuple[dict[str, Any], list[Request]]]:
         """Each study of a part with the requests about it; with their images where ``pictures``."""
@@ -78,11 +85,21 @@ class Assignment:
             found = requests_of(row, self.config, self.seed, self.turn)
             yield row, [one for one in (_narrowed(one, wanted) for one in found) if one.parts]
 
+    def asked(self, request: Request, row: Mapping[str, Any]) -> Asked:
+        """A request about the study of ``row``, as it is sent."""
+        return asked(request, row, self.config.items_per_request)
+
+    def asked_of(self, member: Member, path: str) -> Iterator[Asked]:
+        """What one member is asked about the studies of a part, in their order."""
+        for row, requests in self.rows(path, pictures=member.max_images > 0):
+            for request in requests:
+                if request.member == member:
+                    yield self.asked(request, row)
+
     @property
     def sees_pictures(self) -> bool:
         """Whether any member is sent pictures."""
-        members = (one for one in self.config.members if one.weight)
-        return any(not isinstance(one, RulesMember) and one.max_images > 0 for one in members)
+        return any(one.max_images for one in self.config.generators)
 
     def _wanted(self, number: int) -> Wanted | None:
         """What is made again of a part; None in the first round: everything."""

@@ -18,7 +18,7 @@ from echoray.data.dedup import deduplicated
 from echoray.data.instruct.item_files import items_of, items_of_part, write_item_ledger
 from echoray.data.instruct.items import Item, item_schema
 from echoray.data.ledger import LEDGER_FILE
-from echoray.data.parts import is_part, number_of, part_name, to_parquet
+from echoray.data.parts import number_of, part_name, part_paths, to_parquet
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Ledger, Progress
 
@@ -52,7 +52,7 @@ def distinct(
     if artifacts.find(store, ref) is not None:
         return ref
     artifacts.require(store, items, made_by="echoray data instruct generate")
-    numbers = [number_of(path) for path in store.list(items.path) if is_part(path)]
+    numbers = [number_of(path) for path in part_paths(store, items)]
     decisions = _decisions(_Texts(store, items, earlier, exempt), config, num_workers)
     writer = _Writer(store, ref, numbers)
     for done, decided in enumerate(decisions, 1):
@@ -82,7 +82,7 @@ class _Texts:
                 if self.compares(item):
                     self.num_earlier += 1
                     yield item.text
-        for path in filter(is_part, self._store.list(self._items.path)):
+        for path in part_paths(self._store, self._items):
             for item in items_of_part(self._store, path):
                 self.waiting.append((number_of(path), item))
                 if self.compares(item):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from echoray.config.instruct import Member, OpenAIMember, RulesMember
 from echoray.data.instruct.answers import AnswerCache
 from echoray.data.instruct.assignment import Assignment
-from echoray.data.instruct.requests import Request, images_of, prompt_digest, request_key
+from echoray.data.instruct.requests import Asked, Request
 from echoray.types import Progress
 
 # Of common vocabularies: a CJK character takes about one token, and so do four characters of other text.
@@ -48,7 +48,6 @@ def estimate(assignment: Assignment, progress: Progress) -> list[Estimate]:
     """Count the requests for each member; nothing is sent."""
     cache = AnswerCache(assignment.store)
     counts: dict[str, Counter[str]] = {one.name: Counter() for one in assignment.config.members}
-    num_items = assignment.config.items_per_request
     studies = 0
     for work in assignment.works:
         for row, requests in assignment.rows(work["path"], pictures=assignment.sees_pictures):
@@ -56,25 +55,21 @@ def estimate(assignment: Assignment, progress: Progress) -> list[Estimate]:
             progress("counted studies", studies, None)
             known = cache.keys(row["study_hash"]) if requests else frozenset()
             for request in requests:
-                images = images_of(row, request.member)
-                counts[request.member.name] += _of(request, images, num_items, known)
+                asked = assignment.asked(request, row)
+                counts[request.member.name] += _of(asked, assignment.config.items_per_request, known)
     return [
         Estimate(one, *(counts[one.name][name] for name in ("requests", "answered", "in", "out")))
         for one in assignment.config.members
     ]
 
 
-def _of(request: Request, images: list[bytes], num_items: int, known: frozenset[str]) -> Counter[str]:
-    if isinstance(request.member, RulesMember):
+def _of(asked: Asked, num_items: int, known: frozenset[str]) -> Counter[str]:
+    request = asked.request
+    if isinstance(request.member, RulesMember) or asked.key in known:
         return Counter(requests=1, answered=1)
-    messages = request.messages(num_items)
-    key = request_key(request.member, prompt_digest(messages, images), request.seed)
-    if key in known:
-        return Counter(requests=1, answered=1)
-    asked = sum(num_tokens(one["content"]) for one in messages) + _IMAGE_TOKENS * len(images)
-    return Counter(
-        {"requests": 1, "in": asked, "out": min(request.member.max_tokens, _answer(request, num_items))}
-    )
+    sent = sum(num_tokens(one["content"]) for one in asked.messages) + _IMAGE_TOKENS * len(asked.images)
+    made = min(request.member.max_tokens, _answer(request, num_items))
+    return Counter({"requests": 1, "in": sent, "out": made})
 
 
 def num_tokens(text: str) -> int:
@@ -85,8 +80,7 @@ def num_tokens(text: str) -> int:
 
 def _answer(request: Request, num_items: int) -> int:
     """About how long an answer is: as the exemplar's own items of the form."""
-    examples = [
-        one for one in request.template.exemplar(request.study.language).examples if one.form == request.form
-    ]
-    lengths = [num_tokens(f"{one.prompt}{one.answer}") + 20 for one in examples]
+    exemplar = request.template.exemplar(request.study.language)
+    shown = [one for one in exemplar.examples if one.form == request.form]
+    lengths = [num_tokens(f"{one.prompt}{one.answer}") + _ITEM_TOKENS for one in shown]
     return num_items * sum(lengths) // max(1, len(lengths))

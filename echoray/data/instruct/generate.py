@@ -14,7 +14,7 @@ from echoray.data.instruct.ask import answers_of_endpoints
 from echoray.data.instruct.assignment import Assignment
 from echoray.data.instruct.item_files import write_item_ledger
 from echoray.data.instruct.items import Item, Part, Provenance, item_schema
-from echoray.data.instruct.requests import Request, images_of, prompt_digest, request_key
+from echoray.data.instruct.requests import Request
 from echoray.data.instruct.rules import item_of, report_items, rule_items
 from echoray.data.ledger import LEDGER_FILE, added
 from echoray.data.parts import commit, forget_progress, made_parts, part_name, to_parquet
@@ -59,7 +59,7 @@ def generate(assignment: Assignment, progress: Progress, *, num_workers: int = 2
 
 def _answers_of_engines(assignment: Assignment, progress: Progress) -> None:
     """Have vLLM answer what is for the members that run on this cluster."""
-    members = [one for one in assignment.config.members if isinstance(one, VllmMember) and one.weight]
+    members = [one for one in assignment.config.generators if isinstance(one, VllmMember)]
     if members:
         from echoray.data.instruct.vllm_batch import answer_by_vllm
 
@@ -123,20 +123,20 @@ class GeneratePart:
 
     def _items(self, request: Request, row: Mapping[str, Any], made: _Made) -> list[Item]:
         """The items that the request brought; what else it brought goes into quarantine."""
-        member, limit = request.member, self._assignment.config.items_per_request
+        member, asked = request.member, self._assignment.asked(request, row)
         spent = made.spent.setdefault(member.name, Counter())
         spent["requests"] += 1
-        prompt = prompt_digest(request.messages(limit), images_of(row, member))
         if isinstance(member, RulesMember):
-            return list(rule_items(request, limit, _origin(request, prompt, request.seed)))
-        answer = self._cache.read(request.study.study_hash, request_key(member, prompt, request.seed))
+            limit = self._assignment.config.items_per_request
+            return list(rule_items(request, limit, _origin(request, asked.prompt, request.seed)))
+        answer = self._cache.read(request.study.study_hash, asked.key)
         if answer is None:
             raise ArtifactError(
                 f"instruct member {member.name}: an answer is gone from the cache",
                 hint="run again: it is asked for again",
             )
         spent.update(answers=answer.attempts, tokens_in=answer.tokens_in, tokens_out=answer.tokens_out)
-        return list(_checked(request, answer, _origin(request, prompt, answer.seed), made))
+        return list(_checked(request, answer, _origin(request, asked.prompt, answer.seed), made))
 
 
 def _checked(request: Request, answer: Answer, origin: Provenance, made: _Made) -> Iterator[Item]:

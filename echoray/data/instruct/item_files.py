@@ -9,7 +9,7 @@ from dataclasses import asdict
 from echoray import artifacts
 from echoray.data.instruct.items import Item, item_schema
 from echoray.data.ledger import LEDGER_FILE
-from echoray.data.parts import is_part, part_name
+from echoray.data.parts import part_name, part_paths
 from echoray.errors import InputDataError
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Conversation, Ledger
@@ -34,9 +34,8 @@ def item_batches(store: Store, path: str) -> Iterator[list[Item]]:
 
 def items_of(store: Store, ref: ArtifactRef) -> Iterator[Item]:
     """Every item of an artifact in its order; some hundred are in memory."""
-    for path in store.list(ref.path):
-        if is_part(path):
-            yield from items_of_part(store, path)
+    for path in part_paths(store, ref):
+        yield from items_of_part(store, path)
 
 
 def items_of_part(store: Store, path: str) -> Iterator[Item]:

@@ -16,7 +16,7 @@ from echoray.data.instruct.items import Item, item_schema
 from echoray.data.instruct.quality import TOTAL, quality_chain
 from echoray.data.instruct.rounds import Reviewed, Rounds
 from echoray.data.ledger import LEDGER_FILE, added
-from echoray.data.parts import is_part, number_of, part_name, to_parquet
+from echoray.data.parts import number_of, part_name, part_paths, to_parquet
 from echoray.errors import InputDataError
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Ledger, Progress
@@ -41,7 +41,7 @@ def keep(run: RunConfig, store: Store, studies: ArtifactRef, progress: Progress)
         return ref
     digests: dict[str, str | None] = {}
     ledgers: list[list[tuple[Ledger, Ledger]]] = [[] for _ in rounds]
-    paths = [path for path in store.list(studies.path) if is_part(path)]
+    paths = part_paths(store, studies)
     for done, path in enumerate(paths, 1):
         name = part_name(number_of(path))
         rows: list[dict[str, Any]] = []

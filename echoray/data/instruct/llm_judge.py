@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -15,6 +14,7 @@ from echoray.config import digest
 from echoray.data.instruct.asyncs import together
 from echoray.data.instruct.items import Form
 from echoray.data.instruct.prescreen import REASONS, Case, Completer, Message, Reason, Verdict
+from echoray.data.instruct.requests import seed_of
 
 _DETAIL_CHARACTERS = 200
 _MEANINGS: dict[Reason, str] = {
@@ -65,7 +65,7 @@ class LlmJudge:
         async with self.connect() as complete:
 
             async def one(case: Case) -> Verdict:
-                seed = _seed_of(self.seed, case)
+                seed = seed_of(self.seed, case.item.item_id)
                 answer = await complete(case.item.study_hash, verification_messages(case), seed)
                 return read_verdict(self.name, answer)
 
@@ -111,7 +111,3 @@ def read_verdict(judge: str, answer: str) -> Verdict:
             return Verdict(judge, found.accept, reason, found.detail[:_DETAIL_CHARACTERS])
         break
     return Verdict(judge, None, "unsure", "no valid verdict")
-
-
-def _seed_of(seed: int, case: Case) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {case.item.item_id}".encode()).digest()[:4], "big") >> 1

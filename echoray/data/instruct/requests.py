@@ -14,8 +14,9 @@ import numpy as np
 import yaml
 
 from echoray.config import digest
-from echoray.config.instruct import InstructConfig, Member, RulesMember, deciding
+from echoray.config.instruct import InstructConfig, Member, deciding
 from echoray.data.clean import study_of
+from echoray.data.conversations import study_rng
 from echoray.data.instruct.items import PARTS, Form, Part
 from echoray.data.instruct.prescreen import Message
 from echoray.data.instruct.templates import Template, template_for
@@ -82,19 +83,18 @@ def requests_of(row: Mapping[str, Any], config: InstructConfig, seed: int, turn:
     study = study_of(row)
     if study.report is None or study.system is None:
         return
-    rng = np.random.default_rng((seed, int(study.study_hash[:12], 16)))
-    template = template_for(study.system, study.language, study.report, rng)
+    template = template_for(study.system, study.language, study.report, study_rng(study.study_hash, seed))
     forms: dict[Form, tuple[Part, ...]] = {"open": VQA_PARTS, "closed": _CLOSED_PARTS}
     for form, parts in forms.items():
         number = seed_of(seed, study.study_hash, form, turn.attempt)
-        member = member_for(config.members, number, turn.excluded(template.id))
+        member = member_for(config.generators, number, turn.excluded(template.id))
         if member is not None:
             yield Request(study, study.report, template, form, parts, member, number, turn.attempt)
 
 
 def member_for(members: Sequence[Member], number: int, excluded: frozenset[str]) -> Member | None:
     """Who answers a request with the seed ``number``: by weight, without the ``excluded`` models."""
-    able = [one for one in members if one.weight and one.model not in excluded]
+    able = [one for one in members if one.model not in excluded]
     if not able:
         return None
     shares = np.cumsum([one.weight for one in able])
@@ -107,6 +107,29 @@ def seed_of(*names: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request as it is sent, the SHA-256 (hex) of that, and the name of its answer in the cache."""
+
+    request: Request
+    messages: list[Message]
+    images: list[bytes]
+    prompt: str
+    key: str
+
+
+def asked(request: Request, row: Mapping[str, Any], number: int) -> Asked:
+    """The request for ``number`` items about the study of ``row``, with as many pictures as its member takes.
+
+    The row has ``images`` (PNG) where the member sees pictures.
+    """
+    member = request.member
+    messages = request.messages(number)
+    images = [bytes(one) for one in row["images"][: member.max_images]] if member.max_images else []
+    prompt = prompt_digest(messages, images)
+    return Asked(request, messages, images, prompt, request_key(member, prompt, request.seed))
+
+
 def prompt_digest(messages: Sequence[Message], images: Sequence[bytes]) -> str:
     """SHA-256 (hex) of what is sent."""
     return digest([list(messages), [hashlib.sha256(one).hexdigest() for one in images]])
@@ -115,13 +138,6 @@ def prompt_digest(messages: Sequence[Message], images: Sequence[bytes]) -> str:
 def request_key(member: Member, prompt: str, seed: int) -> str:
     """The name of an answer in the cache: equal requests to an equally set member have one answer."""
     return digest([deciding(member), prompt, seed])[:32]
-
-
-def images_of(row: Mapping[str, Any], member: Member) -> list[bytes]:
-    """The pictures (PNG) of a row that are sent to a member."""
-    if isinstance(member, RulesMember) or not member.max_images:
-        return []
-    return [bytes(one) for one in row["images"][: member.max_images]]
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from echoray.data.conversations import report_questions
+from echoray.data.conversations import report_questions, study_rng
 from echoray.data.instruct.answers import occurs
 from echoray.data.instruct.items import Form, Item, Part, Provenance
 from echoray.data.instruct.requests import Request, asking, seed_of
@@ -21,7 +21,7 @@ _GUIDED: tuple[Part, ...] = ("risk", "counseling", "surveillance", "treatment")
 
 def report_items(study: Study, report: Report, seed: int, origin: Provenance) -> Iterator[Item]:
     """The report and its impression as answers to one of many wordings of the task."""
-    rng = np.random.default_rng((seed, int(study.study_hash[:12], 16)))
+    rng = study_rng(study.study_hash, seed)
     answers: tuple[tuple[ReportPart, str], ...] = (("report", report.text), ("diagnosis", report.impression))
     for part, answer in answers:
         wordings = instructions(part, study.language)

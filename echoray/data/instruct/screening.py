@@ -15,7 +15,7 @@ from echoray.data.instruct.prescreen import Case, Judge, Screened, screen
 from echoray.data.instruct.rule_judges import rule_judges, rules_version
 from echoray.data.instruct.study_texts import StudyTexts
 from echoray.data.ledger import LEDGER_FILE, added
-from echoray.data.parts import commit, forget_progress, is_part, made_parts, number_of, part_name, to_parquet
+from echoray.data.parts import commit, forget_progress, made_parts, part_name, part_works, to_parquet
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Ledger, Progress
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 STEP = "prescreen"
 KIND = "screened"
-_ROWS = 512
 # Settings that decide what passes.
 _DECIDING = {"judges", "rules_veto", "max_characters"}
 
@@ -55,8 +54,7 @@ def prescreen(
     ref = artifacts.plan(KIND, items.name, config=plan, parents=parents)
     if artifacts.find(store, ref) is not None:
         return ref
-    paths = [path for path in store.list(items.path) if is_part(path)]
-    works = [{"number": number_of(path), "path": path} for path in paths]
+    works = part_works(store, items)
     arguments = (store, ref, studies, config, make_judges)
     digests: dict[str, str | None] = {}
     ledgers: list[Ledger] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from echoray.data.parts import is_part, read_rows
+from echoray.data.parts import part_paths, read_rows
 from echoray.errors import InputDataError
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Report
@@ -57,7 +57,6 @@ class StudyTexts:
         """The part of each study; a hash and a path for each, whatever the studies' size."""
         return {
             row["study_hash"]: path
-            for path in self._store.list(self._studies.path)
-            if is_part(path)
+            for path in part_paths(self._store, self._studies)
             for row in read_rows(self._store, path, ("study_hash",))
         }

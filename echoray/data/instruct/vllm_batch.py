@@ -12,7 +12,6 @@ from echoray.config.instruct import VllmMember
 from echoray.data.instruct.answers import Answer, AnswerCache, answer_schema, read_proposed
 from echoray.data.instruct.ask import STEP
 from echoray.data.instruct.assignment import Assignment
-from echoray.data.instruct.requests import images_of, prompt_digest, request_key
 from echoray.data.streaming import streamed
 from echoray.errors import ModelLoadError
 from echoray.types import Progress
@@ -48,17 +47,12 @@ def open_requests(
 ) -> list[dict[str, Any]]:
     """The requests of one part of the studies for ``member`` that have no answer, as rows of a dataset."""
     cache, found = AnswerCache(assignment.store), []
-    for row, requests in assignment.rows(work["path"], pictures=member.max_images > 0):
-        for request in requests:
-            if request.member != member:
-                continue
-            images = images_of(row, member)
-            messages = request.messages(assignment.config.items_per_request)
-            key = request_key(member, prompt_digest(messages, images), request.seed)
-            if cache.read(request.study.study_hash, key) is None:
-                asked = {"messages": messages, "parts": request.parts, "seed": request.seed + attempt}
-                place = {"study_hash": request.study.study_hash, "key": key, "attempt": attempt}
-                found.append({**place, "asked": json.dumps(asked, ensure_ascii=False), "images": images})
+    for one in assignment.asked_of(member, work["path"]):
+        study, seed = one.request.study.study_hash, one.request.seed + attempt
+        if cache.read(study, one.key) is None:
+            asked = {"messages": one.messages, "parts": one.request.parts, "seed": seed}
+            place = {"study_hash": study, "key": one.key, "attempt": attempt}
+            found.append({**place, "asked": json.dumps(asked, ensure_ascii=False), "images": one.images})
     return found
 
 
