@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from echoray.cli import dedup_verbs, deid_verbs, exchange_verbs, instruct_verbs, review_verbs
@@ -11,10 +9,6 @@ from echoray.cli.data_forget import forget
 from echoray.cli.data_statistics import stats
 from echoray.cli.deid_audit import deid_audit
 from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolve
-
-if TYPE_CHECKING:
-    from echoray.platform.pipeline import Pipeline
-    from echoray.types import ArtifactRef
 
 app = typer.Typer(help="Make, de-identify, split and tokenize studies.", no_args_is_help=True)
 app.add_typer(instruct_verbs.app, name="instruct")
@@ -34,13 +28,13 @@ def corpus(
     config: ConfigOption = "tiny", overrides: SetOption = None, workspace: WorkspaceOption = None
 ) -> None:
     """Write the synthetic corpus and the package samples as DICOM."""
-    from echoray.cli.steps import pipeline
+    from echoray.cli.steps import pipeline, tell
 
     with pipeline(resolve(config, overrides, workspace)) as steps:
         if steps.corpus is None:
             typer.echo("nothing to write: data.source.phantom and data.source.package_samples are off")
         else:
-            _tell(steps, steps.corpus)
+            tell(steps, steps.corpus)
 
 
 @app.command()
@@ -48,11 +42,11 @@ def prepare(
     config: ConfigOption = "tiny", overrides: SetOption = None, workspace: WorkspaceOption = None
 ) -> None:
     """De-identify, filter and split the studies; print the ledger."""
-    from echoray.cli.steps import pipeline
+    from echoray.cli.steps import pipeline, tell
     from echoray.cli.tables import print_ledger
 
     with pipeline(resolve(config, overrides, workspace)) as steps:
-        _tell(steps, steps.studies)
+        tell(steps, steps.studies)
         print_ledger(steps, steps.studies)
 
 
@@ -61,13 +55,9 @@ def tokenize(
     config: ConfigOption = "tiny", overrides: SetOption = None, workspace: WorkspaceOption = None
 ) -> None:
     """Build conversations and tokenize them to Parquet shards; print the ledger."""
-    from echoray.cli.steps import pipeline
+    from echoray.cli.steps import pipeline, tell
     from echoray.cli.tables import print_ledger
 
     with pipeline(resolve(config, overrides, workspace)) as steps:
-        _tell(steps, steps.shards)
+        tell(steps, steps.shards)
         print_ledger(steps, steps.studies, steps.shards)
-
-
-def _tell(steps: Pipeline, ref: ArtifactRef) -> None:
-    typer.echo(steps.store.uri(ref.path))

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def print_estimates(estimates: Iterable[Estimate], latency_s: float) -> None:
     """Print what each member would be asked, and the sum of the costs."""
     found = list(estimates)
-    table = Table(title="Still to be answered", title_justify="left")
-    for column in ("member", "requests", "answered", "tokens in", "tokens out", "cost", "hours"):
-        table.add_column(column, justify="left" if column == "member" else "right")
+    table = _table(
+        "Still to be answered", "member", "requests", "answered", "tokens in", "tokens out", "cost", "hours"
+    )
     for one in found:
         duration_s = one.duration_s(latency_s)
         table.add_row(
@@ -46,9 +46,9 @@ def print_spending(steps: Pipeline, candidates: ArtifactRef) -> None:
 
     manifest = artifacts.require(steps.store, candidates, made_by="echoray data instruct generate")
     members = {one.name: one for one in steps.run.instruct.members}
-    table = Table(title="Spent (retries included)", title_justify="left")
-    for column in ("member", "requests", "answers", "tokens in", "tokens out", "cost"):
-        table.add_column(column, justify="left" if column == "member" else "right")
+    table = _table(
+        "Spent (retries included)", "member", "requests", "answers", "tokens in", "tokens out", "cost"
+    )
     for name, spent in manifest.counts["spent"].items():
         member = members.get(name)
         read, written = spent.get("tokens_in", 0), spent.get("tokens_out", 0)
@@ -66,9 +66,9 @@ def print_review(reviewed: Reviewed) -> None:
     found = reviewed.feedback
     if found.overall is None:
         return
-    table = Table(title="Rejected by experts", title_justify="left")
-    for column in ("model", "template", "reviewed", "rejected", "edited", "share", "interval"):
-        table.add_column(column, justify="left" if column in ("model", "template") else "right")
+    table = _table(
+        "Rejected by experts", "model", "template", "reviewed", "rejected", "edited", "share", "interval"
+    )
     for rate in (*found.sets, *found.models, *found.templates, found.overall):
         table.add_row(*_cells(rate))
     console.print(table)
@@ -76,6 +76,14 @@ def print_review(reviewed: Reviewed) -> None:
         console.print(
             f"suspended: {one.model}, {one.template}; finish has it made again by members with another model"
         )
+
+
+def _table(title: str, *columns: str) -> Table:
+    """An empty table: names to the left, figures to the right."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("member", "model", "template") else "right")
+    return table
 
 
 def _cells(rate: Rate) -> tuple[str, ...]:

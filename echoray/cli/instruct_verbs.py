@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +10,6 @@ from echoray.cli.options import ConfigOption, SetOption, WorkspaceOption, resolv
 
 if TYPE_CHECKING:
     from echoray.data.instruct.estimate import Estimate
-    from echoray.data.instruct.rounds import Reviewed
-    from echoray.platform.pipeline import Pipeline
-    from echoray.types import ArtifactRef
 
 app = typer.Typer(help="Generate instruction data and control its quality.", no_args_is_help=True)
 
@@ -30,10 +25,11 @@ def plan(
 ) -> None:
     """Estimate requests, tokens, cost and time of the first round; nothing is sent."""
     from echoray.cli.instruct_tables import print_estimates
+    from echoray.cli.steps import pipeline
     from echoray.data.instruct.estimate import estimate
     from echoray.data.instruct.requests import Round
 
-    with _steps(config, overrides, workspace) as steps:
+    with pipeline(resolve(config, overrides, workspace)) as steps:
         found: list[Estimate] = estimate(steps.rounds.assignment(Round(), []), steps.progress)
     print_estimates(found, latency_s)
 
@@ -44,16 +40,17 @@ def generate(
 ) -> None:
     """Make items, drop near duplicates, pre-screen them, draw the sample for experts; one round."""
     from echoray.cli.instruct_tables import print_spending
+    from echoray.cli.steps import pipeline, tell
     from echoray.cli.tables import print_ledger_rows
     from echoray.data.instruct.requests import Round
 
-    with _steps(config, overrides, workspace) as steps:
+    with pipeline(resolve(config, overrides, workspace)) as steps:
         made = steps.rounds.generated(Round(), [])
         print_ledger_rows(made.ledgers(steps.store))
         print_spending(steps, made.candidates)
-        _tell(steps, made.screened)
+        tell(steps, made.screened)
         if made.sample is not None:
-            _tell(steps, made.sample)
+            tell(steps, made.sample)
             typer.echo("next: echoray data review serve (experts), then echoray data instruct finish")
 
 
@@ -63,8 +60,9 @@ def status(
 ) -> None:
     """Print each round's rejection rates with their intervals, and what they suspend."""
     from echoray.cli.instruct_tables import print_review
+    from echoray.cli.steps import pipeline
 
-    with _steps(config, overrides, workspace) as steps:
+    with pipeline(resolve(config, overrides, workspace)) as steps:
         found = list(steps.rounds.begun())
     for one in found:
         print_review(one)
@@ -78,26 +76,14 @@ def finish(
 ) -> None:
     """Apply the decisions of now, make suspended sets again, write what is trained on; print the ledger."""
     from echoray.cli.instruct_tables import print_review
+    from echoray.cli.steps import pipeline, tell
     from echoray.cli.tables import print_ledger
 
-    with _steps(config, overrides, workspace) as steps:
+    with pipeline(resolve(config, overrides, workspace)) as steps:
         kept = steps.conversations
-        reviewed: list[Reviewed] = list(steps.rounds)
-        for one in reviewed:
+        for one in steps.reviewed:
             print_review(one)
         print_ledger(steps, kept)
-        _tell(steps, kept)
+        tell(steps, kept)
     if not steps.run.instruct.enabled:
         typer.echo("training uses it with -s instruct.enabled=true")
-
-
-@contextmanager
-def _steps(config: str, overrides: list[str] | None, workspace: str | None) -> Iterator[Pipeline]:
-    from echoray.cli.steps import pipeline
-
-    with pipeline(resolve(config, overrides, workspace)) as steps:
-        yield steps
-
-
-def _tell(steps: Pipeline, ref: ArtifactRef) -> None:
-    typer.echo(steps.store.uri(ref.path))

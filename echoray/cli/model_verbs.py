@@ -26,7 +26,7 @@ def export(
     ] = None,
 ) -> None:
     """Merge a stage into one model directory that transformers and vLLM load."""
-    from echoray.cli.steps import pipeline
+    from echoray.cli.steps import pipeline, tell
     from echoray.platform.hand_over import hand_over
 
     if stage not in ("align", "finetune"):
@@ -34,7 +34,7 @@ def export(
     with pipeline(resolve(config, overrides, workspace)) as steps:
         model = steps.model("align" if stage == "align" else "finetune")
         if out is None:
-            typer.echo(steps.store.uri(model.path))
+            tell(steps, model)
         elif hand_over(steps.store, model, out):
             typer.echo(f"wrote {out}, with the held-out figures in its card")
         else:

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     from echoray.config import RunConfig
     from echoray.platform.pipeline import Pipeline
+    from echoray.types import ArtifactRef
 
 
 @contextmanager
@@ -21,3 +24,8 @@ def pipeline(run: RunConfig) -> Iterator[Pipeline]:
 
     with locked_workspace(run) as store, ray_session(run.cluster), progress_display() as progress:
         yield Pipeline(run, store, progress)
+
+
+def tell(steps: Pipeline, ref: ArtifactRef) -> None:
+    """Say where an artifact is."""
+    typer.echo(steps.store.uri(ref.path))

@@ -14,10 +14,10 @@ def align(
     config: ConfigOption = "tiny", overrides: SetOption = None, workspace: WorkspaceOption = None
 ) -> None:
     """Stage 1: train only the experts, the router and the mixing coefficients."""
-    from echoray.cli.steps import pipeline
+    from echoray.cli.steps import pipeline, tell
 
     with pipeline(resolve(config, overrides, workspace)) as steps:
-        typer.echo(steps.store.uri(steps.align.path))
+        tell(steps, steps.align)
 
 
 @app.command()
@@ -25,7 +25,7 @@ def finetune(
     config: ConfigOption = "tiny", overrides: SetOption = None, workspace: WorkspaceOption = None
 ) -> None:
     """Stage 2: train the experts, and LoRA on the base."""
-    from echoray.cli.steps import pipeline
+    from echoray.cli.steps import pipeline, tell
 
     with pipeline(resolve(config, overrides, workspace)) as steps:
-        typer.echo(steps.store.uri(steps.finetune.path))
+        tell(steps, steps.finetune)

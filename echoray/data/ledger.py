@@ -52,9 +52,14 @@ def write_ledger(
     pq.write_table(
         pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), target
     )
-    content = [asdict(row) for row in rows]
-    files = {QUARANTINE_FILE: target.getvalue(), LEDGER_FILE: json.dumps(content, indent=1).encode()}
-    return {name: write_file(store, path, name, data) for name, data in files.items()}
+    quarantine = write_file(store, path, QUARANTINE_FILE, target.getvalue())
+    return {QUARANTINE_FILE: quarantine, LEDGER_FILE: write_rows(store, path, rows)}
+
+
+def write_rows(store: Store, path: str, rows: Sequence[Ledger]) -> str:
+    """Write ``ledger.json`` alone, where what was rejected lies in files of its own; its sha256 (hex)."""
+    content = json.dumps([asdict(row) for row in rows], indent=1)
+    return write_file(store, path, LEDGER_FILE, content.encode())
 
 
 def added(step: str, ledgers: Iterable[Ledger]) -> Ledger:

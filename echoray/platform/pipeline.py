@@ -13,7 +13,7 @@ from echoray.storage import Store
 from echoray.types import ArtifactRef, ModelVersion, Progress
 
 if TYPE_CHECKING:
-    from echoray.data.instruct.rounds import Rounds
+    from echoray.data.instruct.rounds import Reviewed, Rounds
 
 StageName = Literal["align", "finetune"]
 # How the evaluated models are called in tables, in the order of training.
@@ -63,11 +63,16 @@ class Pipeline:
         return Rounds(self.run, self.store, self.studies, self.progress)
 
     @cached_property
+    def reviewed(self) -> list[Reviewed]:
+        """All rounds, made as far as they are missing, with the decisions of now."""
+        return list(self.rounds)
+
+    @cached_property
     def conversations(self) -> ArtifactRef:
         """Generated conversations, as quality control and experts left them."""
         from echoray.data.instruct.kept import keep
 
-        return keep(self.run, self.store, self.studies, self.progress)
+        return keep(self.run, self.store, self.studies, self.reviewed, self.progress)
 
     @cached_property
     def shards(self) -> ArtifactRef:

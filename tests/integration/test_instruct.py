@@ -63,6 +63,10 @@ def begun(run: RunConfig, systems: tuple[str, ...] = ()) -> tuple[Store, Artifac
     return store, studies, Rounds(run, store, studies, silent)
 
 
+def kept_by(run: RunConfig, store: Store, studies: ArtifactRef) -> ArtifactRef:
+    return keep(run, store, studies, list(Rounds(run, store, studies, silent)), silent)
+
+
 def first_round(rounds: Rounds) -> Generated:
     return rounds.generated(Round(), [])
 
@@ -85,7 +89,7 @@ def test_the_same_inputs_give_the_same_bytes_with_any_number_of_workers(tmp_path
     for workers in (1, 2):
         run = run_for(tmp_path / str(workers)).merged({"data": {"num_workers": workers}})
         store, studies, _ = begun(run, ("thyroid", "breast"))
-        kept = keep(run, store, studies, silent)
+        kept = kept_by(run, store, studies)
         made.append((kept, artifacts.require(store, kept, made_by="").files))
     assert made[0] == made[1]
 
@@ -94,7 +98,7 @@ def test_the_ledger_goes_from_the_first_raw_item_to_the_last_kept_one(tmp_path: 
     run = run_for(tmp_path)
     store, studies, rounds = begun(run)
     made = first_round(rounds)
-    kept = keep(run, store, studies, silent)
+    kept = kept_by(run, store, studies)
     *steps, total = read_ledger(store, kept.path)
     assert [one.step for one in steps] == ["generate", "dedup", "prescreen", "review", "suspend"]
     assert total.records_in == len(list(items_of(store, made.candidates)))
@@ -105,7 +109,7 @@ def test_the_ledger_goes_from_the_first_raw_item_to_the_last_kept_one(tmp_path: 
 def test_training_takes_the_kept_items_and_the_imported_turns(tmp_path: Path) -> None:
     run = run_for(tmp_path)
     store, studies, _ = begun(run, ("liver",))
-    kept = keep(run, store, studies, silent)
+    kept = kept_by(run, store, studies)
     shards = tokenize(run, studies, embedded_base(), silent, kept)
     rows = [row for split in SPLITS for row in rows_of(store, f"{shards.path}/{split}")]
     expected = {one.item_id: one for one in items_of(store, kept)}
@@ -252,7 +256,7 @@ def test_a_set_that_experts_reject_is_made_again_by_another_member(
                     one.item_id, "reader-1", "reject" if reject else "accept", "off_topic" if reject else None
                 )
             )
-        kept = keep(run, store, studies, silent)
+        kept = kept_by(run, store, studies)
     items: list[Item] = list(items_of(store, kept))
     again = [one for one in items if one.item_id.endswith("-r1")]
     assert again
@@ -266,4 +270,4 @@ def test_a_set_that_experts_reject_is_made_again_by_another_member(
     assert steps[5] == "generate 2"
     review = json.loads(store.read_bytes(f"{kept.path}/review.json"))
     assert [one["template"] for one in review[0]["suspended"]] == ["liver-normal"]
-    assert keep(run, store, studies, silent) == kept
+    assert kept_by(run, store, studies) == kept

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from echoray import artifacts
 from echoray.config.dedup import DedupConfig
 from echoray.data.dedup import deduplicated
-from echoray.data.instruct.item_files import items_of, items_of_part, write_item_ledger
-from echoray.data.instruct.items import Item, item_schema
-from echoray.data.ledger import LEDGER_FILE
+from echoray.data.instruct.item_files import items_of, items_of_part, seal_items
+from echoray.data.instruct.items import Item, item_schema, rejected_schema
 from echoray.data.parts import number_of, part_name, part_paths, to_parquet
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Ledger, Progress
@@ -60,8 +58,7 @@ def distinct(
         if done % 1000 == 0:
             progress("compared items", done, None)
     ledger = writer.finish()
-    writer.digests[LEDGER_FILE] = write_item_ledger(store, ref, [ledger])
-    artifacts.seal(store, ref, config=plan, parents=parents, counts=asdict(ledger), digests=writer.digests)
+    seal_items(store, ref, [ledger], plan=plan, parents=parents, digests=writer.digests)
     return ref
 
 
@@ -152,5 +149,4 @@ class _Writer:
 def _dropped_schema() -> Any:
     import pyarrow as pa
 
-    schema = item_schema().append(pa.field("reason", pa.string()))
-    return schema.append(pa.field("first_similar", pa.int64()))
+    return rejected_schema().append(pa.field("first_similar", pa.int64()))

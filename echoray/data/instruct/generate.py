@@ -12,11 +12,11 @@ from echoray.config.instruct import RulesMember, VllmMember
 from echoray.data.instruct.answers import Answer, AnswerCache, Proposed, read_proposed, refusal
 from echoray.data.instruct.ask import answers_of_endpoints
 from echoray.data.instruct.assignment import Assignment
-from echoray.data.instruct.item_files import write_item_ledger
+from echoray.data.instruct.item_files import seal_items
 from echoray.data.instruct.items import Item, Part, Provenance, item_schema
 from echoray.data.instruct.requests import Request
 from echoray.data.instruct.rules import item_of, report_items, rule_items
-from echoray.data.ledger import LEDGER_FILE, added
+from echoray.data.ledger import added
 from echoray.data.parts import commit, forget_progress, made_parts, part_name, to_parquet
 from echoray.errors import ArtifactError
 from echoray.storage import Store
@@ -48,11 +48,15 @@ def generate(assignment: Assignment, progress: Progress, *, num_workers: int = 2
         for name, counts in part.summary["spent"].items():
             spent.setdefault(name, Counter()).update(counts)
         progress("generated parts", len(ledgers), len(works))
-    total = added(STEP, ledgers)
-    digests[LEDGER_FILE] = write_item_ledger(store, ref, [total])
-    seen = {**asdict(total), "spent": {name: dict(spent[name]) for name in sorted(spent)}}
-    plan, parents = assignment.plan, assignment.parents
-    artifacts.seal(store, ref, config=plan, parents=parents, counts=seen, digests=digests)
+    seal_items(
+        store,
+        ref,
+        [added(STEP, ledgers)],
+        plan=assignment.plan,
+        parents=assignment.parents,
+        digests=digests,
+        spent={name: dict(spent[name]) for name in sorted(spent)},
+    )
     forget_progress(store, ref)
     return ref
 

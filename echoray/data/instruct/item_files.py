@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from echoray import artifacts
 from echoray.data.instruct.items import Item, item_schema
-from echoray.data.ledger import LEDGER_FILE
+from echoray.data.ledger import LEDGER_FILE, write_rows
 from echoray.data.parts import part_name, part_paths
 from echoray.errors import InputDataError
 from echoray.storage import Store
@@ -44,10 +44,23 @@ def items_of_part(store: Store, path: str) -> Iterator[Item]:
         yield from batch
 
 
-def write_item_ledger(store: Store, ref: ArtifactRef, rows: Sequence[Ledger]) -> str:
-    """Write ``ledger.json``; its sha256. The rejected items are files of their own."""
-    content = json.dumps([asdict(row) for row in rows], indent=1).encode()
-    return artifacts.write_file(store, ref.path, LEDGER_FILE, content)
+def seal_items(
+    store: Store,
+    ref: ArtifactRef,
+    rows: Sequence[Ledger],
+    *,
+    plan: Any,
+    parents: Sequence[ArtifactRef],
+    digests: Mapping[str, str | None],
+    **counts: Any,
+) -> None:
+    """Finish an artifact whose files are written: its ledger, then the manifest.
+
+    The counts are the ledger's last row, and ``counts``.
+    """
+    files = {**digests, LEDGER_FILE: write_rows(store, ref.path, rows)}
+    seen = {**asdict(rows[-1]), **counts}
+    artifacts.seal(store, ref, config=plan, parents=parents, counts=seen, digests=files)
 
 
 def conversations_of_part(store: Store, kept: ArtifactRef, number: int) -> dict[str, list[Conversation]]:

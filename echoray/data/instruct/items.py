@@ -73,3 +73,10 @@ def item_schema() -> pa.Schema:
     import pyarrow as pa
 
     return pa.schema([*((name, pa.string()) for name in (*_OWN, *_ORIGIN)), ("seed", pa.int64())])
+
+
+def rejected_schema() -> pa.Schema:
+    """The columns of an item and of the reason why it was rejected."""
+    import pyarrow as pa
+
+    return item_schema().append(pa.field("reason", pa.string()))

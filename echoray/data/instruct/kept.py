@@ -11,11 +11,11 @@ from typing import Any
 from echoray import artifacts
 from echoray.config import RunConfig, digest
 from echoray.data.instruct.feedback import Applied, Rate
-from echoray.data.instruct.item_files import items_of_part, write_item_ledger
+from echoray.data.instruct.item_files import items_of_part, seal_items
 from echoray.data.instruct.items import Item, item_schema
 from echoray.data.instruct.quality import TOTAL, quality_chain
-from echoray.data.instruct.rounds import Reviewed, Rounds
-from echoray.data.ledger import LEDGER_FILE, added
+from echoray.data.instruct.rounds import Reviewed
+from echoray.data.ledger import added
 from echoray.data.parts import number_of, part_name, part_paths, to_parquet
 from echoray.errors import InputDataError
 from echoray.storage import Store
@@ -25,14 +25,15 @@ KIND = "conversations"
 REVIEW_FILE = "review.json"
 
 
-def keep(run: RunConfig, store: Store, studies: ArtifactRef, progress: Progress) -> ArtifactRef:
-    """Make what is missing, apply the decisions of now, and write the conversations that are left.
+def keep(
+    run: RunConfig, store: Store, studies: ArtifactRef, rounds: Sequence[Reviewed], progress: Progress
+) -> ArtifactRef:
+    """Apply the decisions about all ``rounds`` and write the conversations that are left.
 
     A set whose rejections exceed the threshold is left out and made again by other members. New decisions
     give a new artifact. Files: ``part-*`` as the studies' parts, ``review.json`` (rates with intervals,
     suspensions), ledger from the first raw item to the last kept one.
     """
-    rounds = list(Rounds(run, store, studies, progress))
     _refuse_unreviewed(run, store, rounds)
     plan = {"rounds": [_decided(one) for one in rounds]}
     parents = [studies, *(one.generated.screened for one in rounds)]
@@ -52,11 +53,9 @@ def keep(run: RunConfig, store: Store, studies: ArtifactRef, progress: Progress)
         digests[name] = artifacts.write_file(store, ref.path, name, to_parquet(rows, item_schema()))
         progress("applied decisions", done, len(paths))
     chain = full_chain(store, rounds, ledgers)
-    digests[LEDGER_FILE] = write_item_ledger(store, ref, chain)
     content = json.dumps([_review_of(one) for one in rounds], indent=1).encode()
     digests[REVIEW_FILE] = artifacts.write_file(store, ref.path, REVIEW_FILE, content)
-    counts = asdict(chain[-1])
-    artifacts.seal(store, ref, config=plan, parents=parents, counts=counts, digests=digests)
+    seal_items(store, ref, chain, plan=plan, parents=parents, digests=digests)
     return ref
 
 

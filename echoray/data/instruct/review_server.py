@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,9 @@ class Review:
         self.places = {one.item.item_id: place for place, one in enumerate(self.items)}
         self._log = DecisionLog(store, sample_name(sample))
         self._decided: dict[str, set[int]] = {}
+        # The pictures of an item's study, none where that version of the studies is gone. The page asks for
+        # them one by one, and a study's are read together.
+        self.pictures = lru_cache(maxsize=8)(self._pictures)
 
     def decided(self, reviewer: str) -> set[int]:
         """The places of the items that a reviewer has decided."""
@@ -85,8 +88,7 @@ class Review:
             "decision": last and {name: getattr(last, name) for name in _SAID},
         }
 
-    def pictures(self, place: int) -> list[bytes]:
-        """The pictures of an item's study; none where that version of the studies is gone."""
+    def _pictures(self, place: int) -> list[bytes]:
         try:
             return self._texts.pictures(self.items[place].item.study_hash)
         except EchoRayError:

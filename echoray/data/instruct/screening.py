@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from echoray import artifacts
 from echoray.config.screen import ScreenConfig
-from echoray.data.instruct.item_files import item_batches, write_item_ledger
-from echoray.data.instruct.items import Item, item_schema
+from echoray.data.instruct.item_files import item_batches, seal_items
+from echoray.data.instruct.items import Item, item_schema, rejected_schema
 from echoray.data.instruct.prescreen import Case, Judge, Screened, screen
 from echoray.data.instruct.rule_judges import rule_judges, rules_version
 from echoray.data.instruct.study_texts import StudyTexts
-from echoray.data.ledger import LEDGER_FILE, added
+from echoray.data.ledger import added
 from echoray.data.parts import commit, forget_progress, made_parts, part_name, part_works, to_parquet
 from echoray.storage import Store
 from echoray.types import ArtifactRef, Ledger, Progress
@@ -62,9 +62,7 @@ def prescreen(
         digests |= part.files
         ledgers.append(Ledger(**part.summary))
         progress("judged items", sum(one.records_in for one in ledgers), None)
-    total = added(STEP, ledgers)
-    digests[LEDGER_FILE] = write_item_ledger(store, ref, [total])
-    artifacts.seal(store, ref, config=plan, parents=parents, counts=asdict(total), digests=digests)
+    seal_items(store, ref, [added(STEP, ledgers)], plan=plan, parents=parents, digests=digests)
     forget_progress(store, ref)
     return ref
 
@@ -109,13 +107,6 @@ def part_files(number: int, found: Sequence[Screened]) -> tuple[dict[str, bytes]
         f"votes-{number:05d}.parquet": to_parquet(votes, _vote_schema()),
     }
     return files, Ledger(STEP, len(found), len(passed), dict(sorted(reasons.items())))
-
-
-def rejected_schema() -> pa.Schema:
-    """An item and the reason why it was rejected."""
-    import pyarrow as pa
-
-    return item_schema().append(pa.field("reason", pa.string()))
 
 
 def _vote_schema() -> pa.Schema:

@@ -4,48 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from echoray.config import digest
 from echoray.types import Language
 
-Pattern = re.Pattern[str]
+
+def _compiled(pattern: object) -> object:
+    """A pattern, or the alternatives of one, compiled."""
+    if isinstance(pattern, str | list):
+        return re.compile(pattern if isinstance(pattern, str) else "|".join(pattern), re.IGNORECASE)
+    return pattern
 
 
-class VocabularyFile(BaseModel):
-    """One language's file; every value is a regular expression, or such by name."""
+Pattern = Annotated[re.Pattern[str], BeforeValidator(_compiled)]
+
+
+class Vocabulary(BaseModel):
+    """One language's patterns; see the YAML files for what each is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    findings: dict[str, str]
-    echogenicity: dict[str, str]
-    sides: dict[str, str]
-    sentence: str
-    clause: str
-    negation: str
-    denied_after: str
-    qualified: str
-    hypothetical: str
-    presupposed_before: str
-    presupposed_after: str
-    threshold_before: str
-    threshold_after: str
-    no_word: str
-    yes_word: str
-    question: str
-    refusal: str
-    unsafe: dict[str, tuple[str, ...]]
-    unsafe_negation: str
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Compiled patterns; see the YAML files for what each is."""
 
     findings: Mapping[str, Pattern]
     echogenicity: Mapping[str, Pattern]
@@ -75,15 +58,7 @@ class Vocabulary:
 @cache
 def vocabulary(language: Language) -> Vocabulary:
     """Read and compile a language's file."""
-    words = VocabularyFile.model_validate(yaml.safe_load(_content(language)))
-    values: dict[str, object] = {}
-    for name, value in words:
-        if isinstance(value, str):
-            values[name] = _compiled(value)
-        else:
-            parts = {key: one if isinstance(one, str) else "|".join(one) for key, one in value.items()}
-            values[name] = {key: _compiled(one) for key, one in parts.items()}
-    return Vocabulary(**values)  # type: ignore[arg-type]
+    return Vocabulary.model_validate(yaml.safe_load(_content(language)))
 
 
 def vocabulary_digest() -> str:
@@ -93,7 +68,3 @@ def vocabulary_digest() -> str:
 
 def _content(language: Language) -> str:
     return files("echoray.data.instruct").joinpath(f"judging_{language}.yaml").read_text(encoding="utf-8")
-
-
-def _compiled(pattern: str) -> Pattern:
-    return re.compile(pattern, re.IGNORECASE)
